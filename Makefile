@@ -1,0 +1,40 @@
+# Every target is one line; what it does is in the file that it calls.
+.PHONY: help setup check test unit demo demo-down images cluster cluster-down crds requirements
+
+help: ## show the targets
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
+
+setup: .venv/ready ## make the virtual environment
+
+.venv/ready: tests/requirements.txt pyproject.toml tests/setup
+	@tests/setup
+
+check: .venv/ready ## format, lint, types, layers: what a commit must pass
+	@tests/check
+
+unit: .venv/ready ## the tests that need no cluster
+	@tests/run unit
+
+test: .venv/ready ## everything that CI runs
+	@tests/run all
+
+demo: .venv/ready ## from a fresh clone to a conversation
+	@.venv/bin/python -m tests.e2e.demo up
+
+demo-down: .venv/ready ## remove everything that the demo made
+	@.venv/bin/python -m tests.e2e.demo down
+
+images: .venv/ready ## build the container images
+	@.venv/bin/python -m tests.cluster.images build
+
+cluster: .venv/ready ## a Kubernetes on this machine
+	@.venv/bin/python -m tests.cluster up
+
+cluster-down: .venv/ready ## and away with it
+	@.venv/bin/python -m tests.cluster down
+
+crds: .venv/ready ## write crds/ anew from the models
+	@.venv/bin/python -m voicepool.main crd --write crds
+
+requirements: .venv/ready ## pin all dependencies anew
+	@tests/lock

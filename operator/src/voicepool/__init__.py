@@ -1,0 +1,3 @@
+"""voicepool keeps voice agents warm on Kubernetes."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,142 @@
+"""The words of voicepool: the custom resource as pydantic models, and the facts that decisions are made from.
+
+The pydantic models are the source of ``crds/``. The frozen dataclasses are what the informers keep of an object and what
+``plan()`` and ``binding`` work on: small, typed, and free of I/O.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.alias_generators import to_camel
+
+GROUP = "voicepool.dev"
+VERSION = "v1alpha1"
+KIND = "VoiceAgentPool"
+PLURAL = "voiceagentpools"
+
+LABEL_POOL = "voicepool.dev/pool"
+LABEL_STATE = "voicepool.dev/state"
+LABEL_SESSION = "voicepool.dev/session"
+LABEL_TEMPLATE = "voicepool.dev/template"
+
+ANNOTATION_BOUND_AT = "voicepool.dev/bound-at"
+ANNOTATION_BOUND_BY = "voicepool.dev/bound-by"
+ANNOTATION_ROOM = "voicepool.dev/room"
+ANNOTATION_COLD_START = "voicepool.dev/cold-start"
+ANNOTATION_START_ATTEMPT = "voicepool.dev/start-attempt"
+
+AGENT_CONTAINER = "agent"
+AGENT_PORT = 8080
+"""Port of the agent's own routes: ``/readyz``, ``/livez``, ``/bind``, ``/status``, ``/metrics``."""
+
+
+class BindState(StrEnum):
+    """Value of the state label: the only thing about a pod that voicepool itself decides."""
+
+    WARM = "warm"
+    BOUND = "bound"
+
+
+class _SpecModel(BaseModel):
+    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, frozen=True, extra="forbid")
+
+
+class SessionSpec(_SpecModel):
+    """Rules of every session of the pool."""
+
+    max_duration_seconds: Annotated[int, Field(ge=60, le=86_400)] = 7200
+    join_timeout_seconds: Annotated[int, Field(ge=5, le=3600)] = 30
+    idle_timeout_seconds: Annotated[int, Field(ge=10, le=86_400)] = 300
+    retention_seconds: Annotated[int, Field(ge=0, le=86_400)] = 300
+
+
+class StartupSpec(_SpecModel):
+    """How long an agent may take to become warm."""
+
+    deadline_seconds: Annotated[int, Field(ge=5, le=3600)] = 120
+
+
+class OnEmptySpec(_SpecModel):
+    """What a caller gets when no warm pod is left."""
+
+    policy: Literal["Queue", "ColdStart", "Reject"] = "Queue"
+    timeout_seconds: Annotated[int, Field(ge=1, le=300)] = 20
+
+
+class LiveKitSpec(_SpecModel):
+    """The LiveKit server of the pool; what is left out comes from the gateway's own settings."""
+
+    url: Annotated[str, Field(pattern=r"^wss?://.+", max_length=2048)] | None = None
+    secret_name: Annotated[str, Field(min_length=1, max_length=253)] | None = None
+
+
+class VoiceAgentPoolSpec(_SpecModel):
+    """What the user asks for. DESIGN: every field states its unit in its name."""
+
+    replicas: Annotated[int, Field(ge=0, le=100_000)] = 1
+    max_pods: Annotated[int, Field(ge=1, le=100_000)] = 50
+    template: Mapping[str, Any]
+    session: SessionSpec = SessionSpec()
+    startup: StartupSpec = StartupSpec()
+    on_empty: OnEmptySpec = OnEmptySpec()
+    livekit: LiveKitSpec = LiveKitSpec()
+
+
+@dataclass(frozen=True, slots=True)
+class PoolFact:
+    """One VoiceAgentPool as last seen."""
+
+    namespace: str
+    name: str
+    uid: str
+    resource_version: str
+    generation: int
+    spec: VoiceAgentPoolSpec
+    status: Mapping[str, Any] = field(default_factory=dict)
+    deleting: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PodFact:
+    """What is remembered of one agent pod; everything else of it is thrown away at the door."""
+
+    namespace: str
+    name: str
+    uid: str
+    resource_version: str
+    pool: str
+    state: BindState
+    session: str | None
+    template_hash: str
+    phase: str
+    """Pending, Running, Succeeded, Failed or Unknown, as the kubelet says."""
+    ready: bool
+    """The agent container's own readiness (``status.containerStatuses[agent].ready``)."""
+    agent_status_index: int | None
+    """Position of the agent container in ``status.containerStatuses``; the bind patch tests that very entry."""
+    deleting: bool
+    owned: bool
+    """Has an owner reference (a warm pod has one; the bind takes it away)."""
+    created_at: datetime
+    started_at: datetime | None
+    """``status.startTime``: from here Kubernetes counts ``activeDeadlineSeconds``."""
+    finished_at: datetime | None
+    pod_ip: str | None
+    node: str | None
+    room: str | None
+    bound_at: datetime | None
+    cold_start: str | None
+    """The session that this pod was started for when the pool was empty."""
+    start_attempt: int
+    """How many starts of this template failed in a row before this one."""
+    waiting_reason: str | None
+    """The agent container's waiting reason (ErrImagePull, CreateContainerConfigError, ...), or Unschedulable."""
+    message: str | None
+    """The words that belong to a failure or to waiting: termination message, pull error, scheduler's reason."""
+    exit_code: int | None

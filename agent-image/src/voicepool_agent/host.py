@@ -1,0 +1,384 @@
+"""The agent's life, in one direction: starting, parked, accepted, joined, ending.
+
+Owns the bot's task, the state, and the exit code. Invariants: Ready means parked, and only then is an assignment
+accepted; one session in a life; a build that fails is never Ready and exits with 1; whatever the bot does, a session
+that is to end does end, within bounded time; no log line decides anything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import signal
+import time
+from collections.abc import Callable
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+from loguru import logger
+
+from voicepool_agent import parking, process
+from voicepool_agent.assignments import Assignment, EndOrder
+from voicepool_agent.bots import Bot, BotError, load_bot
+from voicepool_agent.logs import Logs, Redactor
+from voicepool_agent.metrics import Metrics
+from voicepool_agent.settings import Settings
+from voicepool_agent.summary import Reason, write_termination_message
+
+if TYPE_CHECKING:
+    from pipecat.pipeline.worker import PipelineWorker
+    from pipecat.runner.types import LiveKitRunnerArguments
+    from pipecat.transports.livekit.transport import LiveKitTransport
+    from pipecat.workers.runner import WorkerRunner
+
+    from voicepool_agent.session import Session
+
+CANCEL_SECONDS = 8.0
+"""How long Pipecat may take to cancel a pipeline before its task is cancelled under it."""
+
+ABANDON_SECONDS = 2.0
+"""And how long that may take before the process exits all the same."""
+
+
+class State(StrEnum):
+    """Where the agent is in its life."""
+
+    STARTING = "starting"
+    PARKED = "parked"
+    ACCEPTED = "accepted"
+    JOINED = "joined"
+    ENDING = "ending"
+
+
+class AlreadyBound(Exception):
+    """The pod carries another session."""
+
+
+class NotParked(Exception):
+    """The pod takes no session now: still starting, or ending."""
+
+
+class NotBound(Exception):
+    """The pod does not carry the session that is to end."""
+
+
+class Host:
+    """One agent.
+
+    Args:
+        settings: what it was told.
+        metrics: what it shows.
+        logs: set up again once the bot is loaded, and given the session's id.
+        redact: told about tokens.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        metrics: Metrics,
+        logs: Logs,
+        redact: Redactor,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._settings = settings
+        self._metrics = metrics
+        self._logs = logs
+        self._redact = redact
+        self._clock = clock
+        self._state = State.STARTING
+        self._since = clock()
+        self._changed = asyncio.Condition()
+        self._bot: Bot | None = None
+        self._arguments: LiveKitRunnerArguments | None = None
+        self._runner: WorkerRunner | None = None
+        self._workers: list[PipelineWorker] = []
+        self._transports: list[LiveKitTransport] = []
+        self._session: Session | None = None
+        self._failure: BotError | None = None
+        self._failed = asyncio.Event()
+        self._parked = asyncio.Event()
+        self._bound = asyncio.Event()
+        self._stop = asyncio.Event()
+        self._phase_began = 0.0
+
+    # -- asked by the server -------------------------------------------------------------------------------------
+
+    @property
+    def state(self) -> State:
+        """Where it is."""
+        return self._state
+
+    @property
+    def session_id(self) -> str | None:
+        """The session that it carries."""
+        return self._session.id if self._session else None
+
+    @property
+    def since_seconds(self) -> float:
+        """For how long it has been in this state."""
+        return self._clock() - self._since
+
+    async def is_ready(self) -> bool:
+        """Whether it can take a session: parked, and the bot's own `readyz()` agrees."""
+        if self._state is not State.PARKED or self._stop.is_set() or self._bot is None:
+            return False
+        try:
+            return await self._bot.is_ready()
+        except Exception as error:
+            logger.warning(self._bot.explain(error))
+            return False
+
+    def carries(self, session: str) -> bool:
+        """Whether this very session was accepted here, and is not ending."""
+        return self.session_id == session and self._state in (State.ACCEPTED, State.JOINED)
+
+    def accept(self, assignment: Assignment) -> None:
+        """Take a session; from here on the agent is not Ready, and joins.
+
+        Raises:
+            AlreadyBound: it carries another one.
+            NotParked: it is still starting, or ending.
+        """
+        if self._session is not None and self._state is not State.ENDING:
+            raise AlreadyBound(f"the pod carries session {self._session.id}")
+        if self._state is not State.PARKED or self._stop.is_set():
+            raise NotParked(f"the agent is {self._state}")
+        from voicepool_agent.session import Session  # with Pipecat, which the bot has imported by now
+
+        if self._arguments is None:
+            raise NotParked("the bot is not built")  # cannot be, in this state
+        self._redact.add(assignment.token)
+        self._logs.session = assignment.session
+        self._session = Session(
+            assignment.session,
+            self._settings,
+            self._metrics,
+            clean=self._redact,
+            clock=self._clock,
+            schedule=asyncio.get_running_loop().call_later,
+        )
+        self._session.expect(self._workers, self._transports)
+        _fill(self._arguments, assignment)
+        self._point(assignment)
+        self._enter(State.ACCEPTED)
+        self._bound.set()
+
+    def end(self, order: EndOrder) -> None:
+        """End the session: `drain` lets the agent finish its sentence, `cancel` does not. Twice is as good as once.
+
+        Raises:
+            NotBound: it does not carry that session.
+        """
+        if self._session is None or self._session.id != order.session:
+            raise NotBound(f"the pod does not carry session {order.session}")
+        self._session.conclude(Reason.DRAINED if order.action == "drain" else Reason.CANCELLED)
+
+    async def wait_for_joined(self, timeout_seconds: float) -> None:
+        """Return when it has joined or is ending, or when the time is over."""
+        try:
+            async with asyncio.timeout(timeout_seconds), self._changed:
+                await self._changed.wait_for(lambda: self._state in (State.JOINED, State.ENDING))
+        except TimeoutError:
+            return
+
+    def stop(self) -> None:
+        """SIGTERM: an unbound agent exits at once, a bound one refuses all else and lets its call finish."""
+        if self._session is not None:
+            logger.info("told to stop; the call goes on to its end")
+        self._stop.set()
+
+    # -- called by Pipecat, through the setup file ---------------------------------------------------------------
+
+    async def park(self, runner: WorkerRunner) -> None:
+        """See `parking.Hooks`."""
+        if self._bound.is_set():
+            return  # a second runner of the same session
+        try:
+            await self._park(runner)
+        except BotError as error:
+            self._fail(error)
+        except Exception as error:
+            self._fail(
+                BotError(f"the bot {self._settings.bot} could not be warmed up: {type(error).__name__}: {error}")
+            )
+        if self._failed.is_set():
+            await asyncio.Event().wait()  # a return would start the pipeline; the task is cancelled instead
+
+    async def attach(self, worker: PipelineWorker) -> None:
+        """See `parking.Hooks`."""
+        if self._session is None:
+            return
+        try:
+            self._session.attach(worker)
+        except Exception as error:
+            self._session.fail(Reason.BOT_FAILED, f"cannot listen to the pipeline: {type(error).__name__}: {error}")
+
+    # -- its life ------------------------------------------------------------------------------------------------
+
+    async def run(self) -> int:
+        """Live. Returns the exit code: 0 after a session or an orderly stop, 1 when the bot could not be built."""
+        parking.install(self, os.environ)
+        self._take_signals()
+        self._phase("interpreter", process.age_seconds())
+        bot = asyncio.create_task(self._run_bot(), name="bot")
+        try:
+            await _first(bot, self._failed, self._parked, self._stop)
+            if self._parked.is_set():
+                await _first(bot, self._bound, self._stop)
+            if self._session is not None:
+                await self._see_it_through(self._session, bot)
+                return 0
+            if self._stop.is_set():
+                logger.info("told to stop, and not bound: exiting")
+                return 0
+            return self._give_up(bot)
+        finally:
+            await _abandon(bot)
+
+    async def _run_bot(self) -> None:
+        self._bot = load_bot(self._settings.bot)
+        self._logs.configure()  # a bot's module may have set loguru up as for its own terminal
+        from pipecat.runner.types import LiveKitRunnerArguments
+
+        self._arguments = LiveKitRunnerArguments(room_name="", url="", token="", body={}, session_id=None)
+        self._arguments.pipeline_idle_timeout_secs = self._settings.idle_timeout_seconds
+        self._phase("imports")
+        await self._bot.run(self._arguments)
+
+    async def _park(self, runner: WorkerRunner) -> None:
+        from voicepool_agent import pipecat_private, warmup
+
+        self._phase("build")
+        self._take_signals()  # Pipecat's runner may have taken them, and would end a call at once
+        self._logs.configure()
+        self._runner = runner
+        self._workers = [w for w in pipecat_private.pipeline_workers(runner) if pipecat_private.livekit_transports(w)]
+        self._transports = [t for worker in self._workers for t in pipecat_private.livekit_transports(worker)]
+        if not self._transports:
+            raise BotError(
+                f"the bot {self._settings.bot} runs a pipeline without a LiveKit transport; give create_transport()"
+                ' an entry "livekit", and put transport.input() and transport.output() into the pipeline'
+            )
+        warmed = await warmup.warm_up(self._workers)
+        process.release_memory()
+        gc.freeze()  # what was built stays; later collections need not look at it
+        gc.enable()
+        self._phase("warm-up")
+        parked_bytes = process.resident_bytes()
+        self._metrics.parked_bytes.set(parked_bytes)
+        self._enter(State.PARKED)
+        logger.bind(
+            seconds=round(process.age_seconds(), 3), megabytes=round(parked_bytes / 1e6, 1), warmed=warmed
+        ).info("parked")
+        self._parked.set()
+        await self._bound.wait()
+
+    async def _see_it_through(self, session: Session, bot: asyncio.Task[None]) -> None:
+        joining = asyncio.create_task(self._note_joined(session))
+        await _first(bot, session.over)
+        joining.cancel()
+        self._enter(State.ENDING)
+        if not bot.done():
+            await self._end_bot(session, bot)
+        error = bot.exception() if bot.done() and not bot.cancelled() else None
+        summary = session.close(self._bot.explain(error) if error and self._bot else None)
+        self._tell(summary.as_json())
+        logger.bind(reason=summary.reason.value, turns=summary.turns, errors=list(summary.errors)).info(
+            "the session has ended"
+        )
+
+    async def _note_joined(self, session: Session) -> None:
+        await session.joined.wait()
+        self._enter(State.JOINED)
+
+    async def _end_bot(self, session: Session, bot: asyncio.Task[None]) -> None:
+        if session.reason is Reason.DRAINED:
+            for worker in self._workers:
+                await worker.stop_when_done()  # type: ignore[no-untyped-call]
+            await asyncio.wait({bot}, timeout=self._settings.drain_timeout_seconds)
+        if not bot.done() and self._runner is not None:
+            await self._runner.cancel(reason=str(session.reason))
+            await asyncio.wait({bot}, timeout=CANCEL_SECONDS)
+        if not bot.done():
+            logger.warning("the pipeline does not end by itself; exiting without it")
+
+    def _give_up(self, bot: asyncio.Task[None]) -> int:
+        error = self._failure or (bot.exception() if bot.done() and not bot.cancelled() else None)
+        if error is None:
+            words = (
+                f"the bot {self._settings.bot} returned without running a pipeline; bot() must await WorkerRunner.run()"
+            )
+        elif isinstance(error, BotError) or self._bot is None:
+            words = str(error)
+        else:
+            words = self._bot.explain(error)
+        words = self._redact(words)
+        logger.opt(exception=error if self._settings.debug else None).error(words)
+        self._tell(words)
+        return 1
+
+    def _take_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.stop)
+
+    def _fail(self, error: BotError) -> None:
+        self._failure = error
+        self._failed.set()
+
+    def _point(self, assignment: Assignment) -> None:
+        from voicepool_agent import pipecat_private
+
+        for transport in self._transports:
+            pipecat_private.point_at_room(transport, url=assignment.url, token=assignment.token, room=assignment.room)
+
+    def _tell(self, text: str) -> None:
+        problem = write_termination_message(self._settings.termination_message_path, text)
+        if problem is not None:
+            logger.warning(problem)
+
+    def _phase(self, name: str, seconds: float | None = None) -> None:
+        now = self._clock()
+        self._metrics.startup_seconds.labels(name).set(now - self._phase_began if seconds is None else seconds)
+        self._phase_began = now
+
+    def _enter(self, state: State) -> None:
+        self._state, self._since = state, self._clock()
+        self._metrics.state.state(state.value)
+        asyncio.get_running_loop().create_task(self._announce())
+
+    async def _announce(self) -> None:
+        async with self._changed:
+            self._changed.notify_all()
+
+
+def _fill(arguments: LiveKitRunnerArguments, assignment: Assignment) -> None:
+    """Fill the arguments that the bot was built with: the same object, and the same dictionary."""
+    arguments.session_id = assignment.session
+    arguments.room_name = assignment.room
+    arguments.url = assignment.url
+    arguments.token = assignment.token
+    body: Any = assignment.body
+    if isinstance(body, dict) and isinstance(arguments.body, dict):
+        arguments.body.update(body)
+    elif body is not None:
+        arguments.body = body
+
+
+async def _first(task: asyncio.Task[None], *events: asyncio.Event) -> None:
+    """Return when the task is done or one of the events is set."""
+    waiting = [asyncio.create_task(event.wait()) for event in events]
+    try:
+        await asyncio.wait({task, *waiting}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for one in waiting:
+            one.cancel()
+
+
+async def _abandon(bot: asyncio.Task[None]) -> None:
+    if not bot.done():
+        bot.cancel()
+        await asyncio.wait({bot}, timeout=ABANDON_SECONDS)

@@ -1,0 +1,145 @@
+"""The log: one line per event on standard error, JSON or text, with the session's id.
+
+Invariants: Pipecat's lines below INFO are never written, whatever level is set or a bot asks for (they hold what
+people say); a secret that was registered never appears, in no line of anybody's; a stack trace only with
+VOICEPOOL_DEBUG. Nothing ever reads the log to decide anything.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import sys
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, TextIO
+
+from loguru import logger
+
+from voicepool_agent.settings import Settings
+
+if TYPE_CHECKING:
+    from loguru import Message, Record
+
+_SECRET_NAME = re.compile(r"(KEY|SECRET|TOKEN|PASSWORD|CREDENTIAL)S?$")
+_QUOTED_SPEECH = re.compile(r"\[.*\]", re.DOTALL)
+"""Pipecat's services put what is to be spoken between brackets."""
+
+_SHORTEST_SECRET = 6
+"""Shorter values are words rather than secrets, and would blacken half of the log."""
+
+
+class Redactor:
+    """Replaces secrets in texts."""
+
+    def __init__(self) -> None:
+        self._secrets: set[str] = set()
+
+    def add(self, secret: str) -> None:
+        """Never show this value again."""
+        if len(secret) >= _SHORTEST_SECRET:
+            self._secrets.add(secret)
+
+    def add_environment(self, environment: Mapping[str, str]) -> None:
+        """Add the values of all variables whose names sound like a secret."""
+        for name, value in environment.items():
+            if _SECRET_NAME.search(name) and not name.startswith("VOICEPOOL_"):
+                self.add(value)
+
+    def __call__(self, text: str) -> str:
+        """The text without them."""
+        for secret in self._secrets:
+            if secret in text:
+                text = text.replace(secret, "[hidden]")
+        return text
+
+
+class Logs:
+    """Sets up loguru and the standard library's logging; again after a bot, which may have changed them, is loaded.
+
+    Args:
+        settings: format, level, names for every line.
+        redact: applied to every line.
+        stream: where the lines go.
+    """
+
+    def __init__(self, settings: Settings, redact: Redactor, stream: TextIO = sys.stderr) -> None:
+        self._settings = settings
+        self._redact = redact
+        self._stream = stream
+        self.session: str | None = None
+
+    def configure(self) -> None:
+        """Make ours the only sink."""
+        logger.remove()
+        logger.add(
+            self._write,
+            level=self._settings.log_level,
+            format="{message}",
+            filter={"": 0, "pipecat": "INFO"},
+            backtrace=False,
+            diagnose=False,
+            catch=True,
+        )
+        logging.basicConfig(handlers=[_ToLoguru()], level=logging.WARNING, force=True)
+
+    def _write(self, message: Message) -> None:
+        record = message.record
+        line = self._json(record) if self._settings.log_format == "json" else self._text(record)
+        self._stream.write(self._redact(line) + "\n")
+        self._stream.flush()
+
+    def _words(self, record: Record) -> str:
+        words = record["message"]
+        if (record["name"] or "").startswith("pipecat.services"):
+            words = _QUOTED_SPEECH.sub("[...]", words)
+        exception = record["exception"]
+        if exception and exception.type:
+            words += f" ({exception.type.__name__}: {exception.value})"
+        return words
+
+    def _json(self, record: Record) -> str:
+        fields: dict[str, Any] = {
+            "time": record["time"].isoformat(timespec="milliseconds"),
+            "level": record["level"].name,
+            "logger": record["name"],
+            "message": self._words(record),
+            "session": self.session,
+            "pool": self._settings.pool,
+            "pod": self._settings.pod_name,
+        }
+        fields.update({name: value for name, value in record["extra"].items() if name not in fields})
+        if self._settings.debug and record["exception"]:
+            fields["trace"] = _trace(record)
+        return json.dumps({name: value for name, value in fields.items() if value not in (None, "")}, default=str)
+
+    def _text(self, record: Record) -> str:
+        time, level = record["time"].strftime("%H:%M:%S.%f")[:-3], record["level"].name
+        line = f"{time} {level:<7} {record['name']} [{self.session or '-'}] {self._words(record)}"
+        extra = " ".join(f"{name}={value}" for name, value in record["extra"].items())
+        if extra:
+            line += f" {extra}"
+        if self._settings.debug and record["exception"]:
+            line += "\n" + _trace(record)
+        return line
+
+
+class _ToLoguru(logging.Handler):
+    """Passes lines of the standard library's logging on."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        logger.patch(lambda ours: ours.update({"name": record.name})).opt(exception=record.exc_info).log(
+            record.levelname if record.levelname in _LEVELS else "INFO", record.getMessage()
+        )
+
+
+_LEVELS: Iterable[str] = frozenset({"DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"})
+
+
+def _trace(record: Record) -> str:
+    import traceback  # only ever needed while debugging
+
+    exception = record["exception"]
+    if exception is None or exception.value is None:
+        return ""
+    return "".join(traceback.format_exception(exception.value)).rstrip()

@@ -1,0 +1,71 @@
+"""The process: settings, log, signals, exit code.
+
+Imports late: loguru must not set up a sink of its own first (a bot that removes sink 0, as Pipecat's examples do,
+then finds ours there), and wrong settings need no Pipecat.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import sys
+import time
+
+
+def main() -> None:
+    """Run one agent, and exit with its code. Threads or children that a bot leaves behind do not keep the process."""
+    # Building makes a quarter of a million objects that all stay; looking for garbage among them takes a third of the
+    # time. The host collects when it has parked.
+    gc.disable()
+    os.environ.setdefault("LOGURU_AUTOINIT", "False")
+    # Models come with packages; a library that would fetch one at run time fails at once instead.
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    code = loop.run_until_complete(_run())
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+async def _run() -> int:
+    from loguru import logger
+
+    from voicepool_agent import lazy_packages
+    from voicepool_agent.assignments import OrderVerifier
+    from voicepool_agent.host import Host, State
+    from voicepool_agent.logs import Logs, Redactor
+    from voicepool_agent.metrics import Metrics
+    from voicepool_agent.server import Server
+    from voicepool_agent.settings import SettingsError, read_settings, termination_message_path
+    from voicepool_agent.summary import write_termination_message
+
+    try:
+        settings = read_settings(os.environ)
+        verifier = OrderVerifier(settings.assignment_public_key, settings.pod_uid, time.time)
+    except (SettingsError, ValueError) as error:
+        print(f"voicepool-agent: {error}", file=sys.stderr)  # noqa: T201 - there is no log yet
+        write_termination_message(termination_message_path(os.environ), str(error))
+        return 1
+    lazy_packages.install()
+    redact = Redactor()
+    redact.add_environment(os.environ)
+    logs = Logs(settings, redact)
+    logs.configure()
+    metrics = Metrics([state.value for state in State])
+    host = Host(settings, metrics, logs, redact)
+    server = Server(settings, host, verifier, metrics)
+    try:
+        await server.start()
+    except OSError as error:
+        logger.error(f"cannot listen on {settings.listen_address}:{settings.port}: {error}")
+        return 1
+    try:
+        return await host.run()
+    finally:
+        await server.close()
+
+
+if __name__ == "__main__":
+    main()

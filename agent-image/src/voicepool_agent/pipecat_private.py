@@ -1,0 +1,123 @@
+"""Every name of the pinned Pipecat (1.14) that its documentation does not promise, in one place.
+
+Parking has to reach three things that Pipecat keeps to itself: the workers that a runner holds, the LiveKit client
+inside a transport (its address, token and room are read when it connects, not when it is made), and the models inside
+the turn detection. `tests/unit/test_agent_pipecat_contract.py` holds each name down, so that an upgrade fails there
+and nowhere else. Nothing outside this module may touch an underscored name of Pipecat.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import onnxruntime  # type: ignore[import-untyped]
+from livekit import rtc
+from pipecat.audio.turn.smart_turn.local_smart_turn_v3 import LocalSmartTurnAnalyzerV3
+from pipecat.audio.vad.vad_analyzer import VADAnalyzer
+from pipecat.pipeline.worker import PipelineWorker
+from pipecat.processors.frame_processor import FrameProcessor
+from pipecat.transports.livekit.transport import LiveKitInputTransport, LiveKitOutputTransport, LiveKitTransport
+from pipecat.turns.user_stop.turn_analyzer_user_turn_stop_strategy import TurnAnalyzerUserTurnStopStrategy
+from pipecat.workers.runner import WorkerRunner
+
+SMART_TURN_SECONDS = 8
+SMART_TURN_RATE = 16_000
+
+
+def pipeline_workers(runner: WorkerRunner) -> list[PipelineWorker]:
+    """The pipeline workers that were added to a runner."""
+    return [entry.worker for entry in runner._entries.values() if isinstance(entry.worker, PipelineWorker)]
+
+
+def processors(worker: PipelineWorker) -> Iterator[FrameProcessor]:
+    """All processors of a worker's pipeline, however deep."""
+    pending: list[FrameProcessor] = [worker.pipeline]
+    while pending:
+        processor = pending.pop()
+        yield processor
+        pending.extend(processor.processors)
+
+
+def livekit_transports(worker: PipelineWorker) -> list[LiveKitTransport]:
+    """The LiveKit transports whose ends are in a worker's pipeline, each once."""
+    found: list[LiveKitTransport] = []
+    for processor in processors(worker):
+        if isinstance(processor, (LiveKitInputTransport, LiveKitOutputTransport)):
+            transport = processor._transport
+            if isinstance(transport, LiveKitTransport) and transport not in found:
+                found.append(transport)
+    return found
+
+
+def point_at_room(transport: LiveKitTransport, *, url: str, token: str, room: str) -> None:
+    """Tell a transport that has not connected yet where to go."""
+    client = transport._client
+    client._url = url
+    client._token = token
+    client._room_name = room
+
+
+def room(transport: LiveKitTransport) -> rtc.Room | None:
+    """The LiveKit room of a transport, None until it is set up. Unlike Pipecat it tells why it was disconnected."""
+    return transport._client._room
+
+
+def vad_analyzers(worker: PipelineWorker) -> list[VADAnalyzer]:
+    """The voice detection models in a worker's pipeline."""
+    found: list[VADAnalyzer] = []
+    for processor in processors(worker):
+        controller = getattr(processor, "_vad_controller", None)
+        analyzer = getattr(controller, "_vad_analyzer", None)
+        if isinstance(analyzer, VADAnalyzer) and analyzer not in found:
+            found.append(analyzer)
+    return found
+
+
+def smart_turn_analyzers(worker: PipelineWorker) -> list[LocalSmartTurnAnalyzerV3]:
+    """The Smart Turn models in a worker's pipeline."""
+    found: list[LocalSmartTurnAnalyzerV3] = []
+    for processor in processors(worker):
+        controller = getattr(processor, "_user_turn_controller", None)
+        strategies: Any = getattr(controller, "_user_turn_strategies", None)
+        for strategy in getattr(strategies, "stop", None) or ():
+            if isinstance(strategy, TurnAnalyzerUserTurnStopStrategy):
+                analyzer = strategy._turn_analyzer
+                if isinstance(analyzer, LocalSmartTurnAnalyzerV3) and analyzer not in found:
+                    found.append(analyzer)
+    return found
+
+
+def openai_clients(worker: PipelineWorker) -> list[Any]:
+    """The `openai` clients in a worker's pipeline; OpenAI, Groq and most other language models have one."""
+    clients = [getattr(processor, "_client", None) for processor in processors(worker)]
+    return [client for client in clients if type(client).__module__.partition(".")[0] == "openai"]
+
+
+def infer_smart_turn(analyzer: LocalSmartTurnAnalyzerV3) -> float:
+    """One inference over eight seconds of silence; returns the probability that the turn is over.
+
+    What the model needed for it (11 MB) goes back to the system, since the agent may wait for hours; the next
+    inference takes it again, in about a millisecond.
+    """
+    silence = np.zeros(SMART_TURN_SECONDS * SMART_TURN_RATE, dtype=np.float32)
+    model = analyzer._session
+    analyzer._session = _Shrinking(model)
+    try:
+        return float(analyzer._predict_endpoint(silence)["probability"])
+    finally:
+        analyzer._session = model
+
+
+class _Shrinking:
+    """An ONNX session that gives its working memory back after each run."""
+
+    def __init__(self, model: onnxruntime.InferenceSession) -> None:
+        self._model = model
+        self._options = onnxruntime.RunOptions()
+        self._options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+
+    def run(self, names: list[str] | None, inputs: dict[str, Any]) -> Any:
+        """As the session's own."""
+        return self._model.run(names, inputs, self._options)

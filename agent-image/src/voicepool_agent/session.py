@@ -1,0 +1,254 @@
+"""One session, from the bind to its end: what happened, and the first cause to end it.
+
+Reads Pipecat's events and frames through handlers and an observer; touches neither the bot nor the pipeline.
+Invariants: the first cause counts, later ones are consequences; joined means that every pipeline has started, every
+transport has connected and every processor is usable; errors are kept without secrets and without speech.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from livekit import rtc
+from loguru import logger
+from pipecat.frames.frames import BotStartedSpeakingFrame, ErrorFrame, Frame, UserStoppedSpeakingFrame
+from pipecat.observers.base_observer import BaseObserver, FramePushed
+from pipecat.observers.user_bot_latency_observer import UserBotLatencyObserver
+from pipecat.pipeline.worker import PipelineWorker
+from pipecat.processors.frame_processor import FrameDirection
+from pipecat.transports.livekit.transport import LiveKitTransport
+
+from voicepool_agent import pipecat_private
+from voicepool_agent.metrics import Metrics
+from voicepool_agent.settings import Settings
+from voicepool_agent.summary import Reason, Summary
+
+ROOM_IS_CLOSED = (
+    rtc.DisconnectReason.ROOM_DELETED,
+    rtc.DisconnectReason.ROOM_CLOSED,
+    rtc.DisconnectReason.PARTICIPANT_REMOVED,
+)
+
+MAX_ERRORS = 10
+MAX_ERROR_LENGTH = 200
+
+
+class Handle(Protocol):
+    """A call that was scheduled."""
+
+    def cancel(self) -> None:
+        """Never make it."""
+
+
+class Session:
+    """What is known about the session this pod carries.
+
+    Args:
+        session_id: its id.
+        settings: the limits.
+        metrics: counted as things happen.
+        clean: makes a text fit to be kept (no secrets).
+        clock: seconds, monotonic; the session begins now.
+        schedule: calls something later, as `loop.call_later` does.
+    """
+
+    def __init__(
+        self,
+        session_id: str,
+        settings: Settings,
+        metrics: Metrics,
+        *,
+        clean: Callable[[str], str],
+        clock: Callable[[], float],
+        schedule: Callable[[float, Callable[[], None]], Handle],
+    ) -> None:
+        self.id = session_id
+        self.joined = asyncio.Event()
+        self.over = asyncio.Event()
+        self.reason: Reason | None = None
+        self._settings = settings
+        self._metrics = metrics
+        self._clean = clean
+        self._clock = clock
+        self._schedule = schedule
+        self._began = clock()
+        self._awaited: set[object] = set()
+        self._workers: list[PipelineWorker] = []
+        self._present: set[str] = set()
+        self._caller_came = False
+        self._turns = 0
+        self._joined_seconds: float | None = None
+        self._first_audio_seconds: float | None = None
+        self._errors: list[str] = []
+        self._timers = [
+            schedule(settings.max_duration_seconds, lambda: self.conclude(Reason.MAX_DURATION)),
+            schedule(settings.join_timeout_seconds, self._join_timeout),
+            schedule(settings.connect_timeout_seconds, self._connect_timeout),
+        ]
+
+    def expect(self, workers: Sequence[PipelineWorker], transports: Sequence[LiveKitTransport]) -> None:
+        """What has to start and to connect before the agent has joined."""
+        self._awaited.update(workers, transports)
+        self._workers.extend(workers)
+
+    def attach(self, worker: PipelineWorker) -> None:
+        """Listen to a worker and to the transports in its pipeline."""
+        worker.add_event_handler("on_pipeline_started", self._on_started)
+        worker.add_event_handler("on_pipeline_error", self._on_error)
+        worker.add_event_handler("on_idle_timeout", self._on_idle)
+        latency = UserBotLatencyObserver()
+        latency.add_event_handler("on_latency_measured", self._on_latency)
+        worker.add_observer(latency)
+        worker.add_observer(_Listener(self))
+        for transport in pipecat_private.livekit_transports(worker):
+            transport.add_event_handler("on_connected", self._on_connected)
+            transport.add_event_handler("on_participant_connected", self._on_came)
+            transport.add_event_handler("on_participant_disconnected", self._on_left)
+
+    def conclude(self, reason: Reason) -> None:
+        """The session is to end, for this reason; only the first one counts."""
+        if self.reason is None:
+            self.reason = reason
+            self.over.set()
+
+    def fail(self, reason: Reason, words: str) -> None:
+        """As `conclude`, with an error for the summary."""
+        if self.reason is None:
+            self._note(words)
+        self.conclude(reason)
+
+    def close(self, bot_error: str | None) -> Summary:
+        """The bot has returned, or raised `bot_error`: the summary, and no more timers."""
+        for timer in self._timers:
+            timer.cancel()
+        if bot_error is not None:
+            self.fail(Reason.BOT_FAILED, bot_error)
+        elif not self.joined.is_set():
+            self.fail(Reason.NOT_JOINED, f"the bot returned before it had joined, still waiting for {self._missing()}")
+        self.conclude(Reason.CALLER_LEFT if self._caller_came and not self._present else Reason.BOT_ENDED)
+        return Summary(
+            session=self.id,
+            reason=self.reason or Reason.BOT_ENDED,
+            duration_seconds=self._clock() - self._began,
+            turns=self._turns,
+            joined_seconds=self._joined_seconds,
+            first_audio_seconds=self._first_audio_seconds,
+            errors=tuple(self._errors),
+        )
+
+    def heard(self, frame: Frame, direction: FrameDirection) -> None:
+        """A frame went by, seen once for each of its two directions."""
+        if isinstance(frame, BotStartedSpeakingFrame) and self._first_audio_seconds is None:
+            self._first_audio_seconds = self._clock() - self._began
+            self._metrics.first_audio_seconds.set(self._first_audio_seconds)
+            logger.bind(seconds=round(self._first_audio_seconds, 3)).info("first audio")
+        elif isinstance(frame, UserStoppedSpeakingFrame) and direction is FrameDirection.DOWNSTREAM:
+            self._turns += 1
+            self._metrics.turns.inc()
+
+    # -- what Pipecat tells ------------------------------------------------------------------------------------
+
+    async def _on_started(self, worker: PipelineWorker, _frame: Any) -> None:
+        self._arrived(worker)
+
+    async def _on_connected(self, transport: LiveKitTransport) -> None:
+        room = pipecat_private.room(transport)
+        if room is not None:
+            room.on("disconnected", self._on_disconnected)
+        self._arrived(transport)
+
+    async def _on_error(self, _worker: PipelineWorker, frame: ErrorFrame) -> None:
+        processor = type(frame.processor).__name__ if frame.processor else "pipeline"
+        category = frame.category.value if frame.category else "unknown"
+        self._metrics.errors.labels(processor, category).inc()
+        self._note(f"{processor}: {category}: {frame.error}")
+        if frame.processor and not frame.processor.is_usable and not self.joined.is_set():
+            self.fail(Reason.NOT_JOINED, f"{processor} cannot be used")
+
+    async def _on_idle(self, _worker: PipelineWorker) -> None:
+        self.conclude(Reason.IDLE)
+
+    async def _on_latency(self, _observer: Any, seconds: float) -> None:
+        self._metrics.latency_seconds.observe(seconds)
+
+    def _on_disconnected(self, why: rtc.DisconnectReason.ValueType) -> None:
+        if why == rtc.DisconnectReason.CLIENT_INITIATED:
+            return  # the pipeline ends, and leaves the room
+        if why in ROOM_IS_CLOSED:
+            # LiveKit closes a room in which there are only agents, as it is after a caller who came and went unseen.
+            self.conclude(Reason.ROOM_CLOSED if self._caller_came else Reason.NOBODY_JOINED)
+        elif why == rtc.DisconnectReason.DUPLICATE_IDENTITY:
+            self.fail(Reason.REPLACED, "another agent has joined the room in the place of this one")
+        else:
+            self.fail(Reason.LIVEKIT_LOST, f"disconnected from LiveKit: {rtc.DisconnectReason.Name(why)}")
+
+    async def _on_came(self, _transport: LiveKitTransport, identity: str) -> None:
+        self._caller_came = True
+        self._present.add(identity)
+
+    async def _on_left(self, _transport: LiveKitTransport, identity: str) -> None:
+        self._present.discard(identity)
+        if not self._present:
+            self._timers.append(self._schedule(self._settings.caller_left_grace_seconds, self._still_empty))
+
+    # -- what follows from it ------------------------------------------------------------------------------------
+
+    def _arrived(self, what: object) -> None:
+        self._awaited.discard(what)
+        if self._awaited or self.joined.is_set() or self.reason is not None:
+            return
+        unusable = [
+            type(processor).__name__
+            for worker in self._workers
+            for processor in pipecat_private.processors(worker)
+            if not processor.is_usable
+        ]
+        if unusable:
+            self.fail(Reason.NOT_JOINED, f"started, but cannot be used: {', '.join(sorted(set(unusable)))}")
+            return
+        self._joined_seconds = self._clock() - self._began
+        self._metrics.joined_seconds.set(self._joined_seconds)
+        logger.bind(seconds=round(self._joined_seconds, 3)).info("joined")
+        self.joined.set()
+
+    def _join_timeout(self) -> None:
+        if not self._caller_came:
+            self.conclude(Reason.NOBODY_JOINED)
+
+    def _connect_timeout(self) -> None:
+        if not self.joined.is_set():
+            self.fail(Reason.NOT_JOINED, f"not joined in time, still waiting for {self._missing()}")
+
+    def _missing(self) -> str:
+        transports = any(isinstance(one, LiveKitTransport) for one in self._awaited)
+        pipelines = any(isinstance(one, PipelineWorker) for one in self._awaited)
+        # Without the room the pipeline does not start either; with it, something else holds it up.
+        return (
+            "LiveKit"
+            if transports
+            else "the pipeline to start (a provider that does not answer?)"
+            if pipelines
+            else "nothing"
+        )
+
+    def _still_empty(self) -> None:
+        if not self._present:
+            self.conclude(Reason.CALLER_LEFT)
+
+    def _note(self, words: str) -> None:
+        words = self._clean(" ".join(words.split()))[:MAX_ERROR_LENGTH]
+        if words not in self._errors and len(self._errors) < MAX_ERRORS:
+            self._errors.append(words)
+
+
+class _Listener(BaseObserver):
+    """Sees frames go by, each once."""
+
+    def __init__(self, session: Session) -> None:
+        super().__init__(observe_every_push=False)
+        self._session = session
+
+    async def on_push_frame(self, data: FramePushed) -> None:
+        self._session.heard(data.frame, data.direction)

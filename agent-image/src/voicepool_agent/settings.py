@@ -1,0 +1,94 @@
+"""What the agent is told: environment variables, read once, checked by one pydantic model.
+
+Names that begin with VOICEPOOL_ are injected by the operator or set in the pod template; `BOT` and `PORT` are the
+names that an agent image is used to. Nothing else in the package reads the environment, but for the bot, which reads
+what it likes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+TERMINATION_LOG = Path("/dev/termination-log")
+"""Kubernetes' default `terminationMessagePath`."""
+
+
+class SettingsError(Exception):
+    """The environment does not make sense; the message names the variables and what they may be."""
+
+
+class Settings(BaseModel):
+    """Everything that can be set, with its variable as alias."""
+
+    model_config = ConfigDict(frozen=True, populate_by_name=True)
+
+    bot: str = Field("bot.py", alias="BOT", min_length=1)
+    """Path of a .py file, or the name of a module, that has `async def bot(runner_args)`."""
+
+    listen_address: str = Field("0.0.0.0", alias="VOICEPOOL_LISTEN_ADDRESS")  # noqa: S104 - the gateway and the probes come from outside the pod
+    port: int = Field(8080, alias="PORT", ge=0, le=65535)
+
+    pod_name: str = Field("", alias="VOICEPOOL_POD_NAME")
+    pod_uid: str = Field(alias="VOICEPOOL_POD_UID", min_length=1)
+    """The audience of every assignment: nobody else's assignment is accepted."""
+    pod_namespace: str = Field("", alias="VOICEPOOL_POD_NAMESPACE")
+    pool: str = Field("", alias="VOICEPOOL_POOL")
+
+    assignment_public_key: str = Field(alias="VOICEPOOL_ASSIGNMENT_PUBLIC_KEY", min_length=1)
+    """Ed25519 public key in PEM, of the only one who may assign."""
+
+    max_duration_seconds: float = Field(7200, alias="VOICEPOOL_SESSION_MAX_DURATION_SECONDS", gt=0)
+    """From the bind on. Then the session ends, whoever is talking."""
+
+    join_timeout_seconds: float = Field(30, alias="VOICEPOOL_SESSION_JOIN_TIMEOUT_SECONDS", gt=0)
+    """From the bind on, until a caller is in the room."""
+
+    idle_timeout_seconds: float = Field(300, alias="VOICEPOOL_SESSION_IDLE_TIMEOUT_SECONDS", gt=0)
+    """Silence on both sides. Pipecat's own idle timer, given to the bot as `runner_args.pipeline_idle_timeout_secs`."""
+
+    connect_timeout_seconds: float = Field(20, alias="VOICEPOOL_SESSION_CONNECT_TIMEOUT_SECONDS", gt=0)
+    """From the bind on, until the agent has joined. Pipecat itself tries three times, which takes about 9 s with
+    nobody there."""
+
+    caller_left_grace_seconds: float = Field(3, alias="VOICEPOOL_SESSION_CALLER_LEFT_GRACE_SECONDS", ge=0)
+    """How long an empty room may wait for the caller to come back, unless the bot ends by itself before."""
+
+    drain_timeout_seconds: float = Field(20, alias="VOICEPOOL_SESSION_DRAIN_TIMEOUT_SECONDS", ge=0)
+    """How long a session that was told to end may finish its sentence."""
+
+    termination_message_path: Path = Field(TERMINATION_LOG, alias="VOICEPOOL_TERMINATION_MESSAGE_PATH")
+    log_format: Literal["json", "text"] = Field("json", alias="VOICEPOOL_LOG_FORMAT")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", alias="VOICEPOOL_LOG_LEVEL")
+    """For the bot's own lines and the host's. Pipecat's never go below INFO: its DEBUG lines hold what people say."""
+
+    debug: bool = Field(False, alias="VOICEPOOL_DEBUG")
+    """Stack traces in the log."""
+
+    @field_validator("assignment_public_key")
+    @classmethod
+    def _is_a_public_key(cls, value: str) -> str:
+        if "-----BEGIN PUBLIC KEY-----" not in value:
+            raise ValueError("must be a PEM block that begins with -----BEGIN PUBLIC KEY-----")
+        return value
+
+
+def read_settings(environment: Mapping[str, str]) -> Settings:
+    """Read the settings from an environment. An empty variable counts as not set.
+
+    Raises:
+        SettingsError: a variable is missing or wrong; the message names all of them.
+    """
+    try:
+        return Settings.model_validate({name: value for name, value in environment.items() if value != ""})
+    except ValidationError as error:
+        problems = (f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors(include_url=False))
+        raise SettingsError("the agent's environment is not complete: " + "; ".join(problems)) from None
+
+
+def termination_message_path(environment: Mapping[str, str]) -> Path:
+    """Where a message goes when the settings cannot be read."""
+    return Path(environment.get("VOICEPOOL_TERMINATION_MESSAGE_PATH") or TERMINATION_LOG)

@@ -1,0 +1,201 @@
+"""Doubles of AssemblyAI, Groq and Inworld, on one loopback port.
+
+As much of their protocols as Pipecat's services use. They check the key, count connections, and remember what they were
+asked, so that a test can say that a parked agent has opened none, and that the caller's audio and the agent's prompt
+have arrived. What a provider says is fixed by the test. Latency is added where the real ones have it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from aiohttp import WSMsgType, web
+
+SAMPLES_PER_SECOND_OF_ASSEMBLYAI = 16_000
+SECONDS_PER_CHARACTER = 0.05
+
+
+@dataclass
+class Providers:
+    """The three doubles; use as an asynchronous context manager.
+
+    Attributes:
+        hears: what AssemblyAI understands of everything that is said.
+        answers: what Groq says to everything.
+        latency_seconds: before each accepts a connection or begins to answer.
+    """
+
+    key: str = "a-key-for-the-doubles"
+    hears: str = "hello there how are you"
+    answers: str = "Thank you for asking, I am a warm agent."
+    latency_seconds: float = 0.0
+
+    connections: dict[str, int] = field(default_factory=lambda: {"assemblyai": 0, "groq": 0, "inworld": 0})
+    """Connections or requests ever, by provider."""
+    refused: dict[str, int] = field(default_factory=lambda: {"assemblyai": 0, "groq": 0, "inworld": 0})
+    """Those with a wrong key."""
+    heard_seconds: float = 0.0
+    """Audio that AssemblyAI got."""
+    prompts: list[list[dict[str, Any]]] = field(default_factory=list)
+    """The messages of each request to Groq."""
+    spoken: list[str] = field(default_factory=list)
+    """The texts that Inworld was given."""
+
+    _runner: web.AppRunner | None = None
+    _address: str = ""
+
+    async def __aenter__(self) -> Self:
+        application = web.Application()
+        application.router.add_get("/assemblyai/v3/ws", self._checked("assemblyai", self._assemblyai))
+        application.router.add_post("/groq/openai/v1/chat/completions", self._checked("groq", self._groq))
+        application.router.add_get("/inworld/ws", self._checked("inworld", self._inworld))
+        self._runner = web.AppRunner(application, access_log=None, shutdown_timeout=1.0)
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, "127.0.0.1", 0)
+        await site.start()
+        host, port = self._runner.addresses[0][:2]
+        self._address = f"{host}:{port}"
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._runner is not None:
+            await self._runner.cleanup()
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What points the reference bot at the doubles."""
+        return {
+            "ASSEMBLYAI_API_KEY": self.key,
+            "ASSEMBLYAI_URL": f"ws://{self._address}/assemblyai/v3/ws",
+            "GROQ_API_KEY": self.key,
+            "GROQ_URL": f"http://{self._address}/groq/openai/v1",
+            "INWORLD_API_KEY": self.key,
+            "INWORLD_URL": f"ws://{self._address}/inworld/ws",
+        }
+
+    def _checked(
+        self, provider: str, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    ) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+        async def checked(request: web.Request) -> web.StreamResponse:
+            await asyncio.sleep(self.latency_seconds)
+            # "<key>" (AssemblyAI), "Bearer <key>" (Groq), "Basic <key>" (Inworld)
+            if request.headers.get("Authorization", "").split(" ")[-1] != self.key:
+                self.refused[provider] += 1
+                return web.json_response(
+                    {"error": {"message": "invalid API key", "code": "invalid_api_key"}}, status=401
+                )
+            self.connections[provider] += 1
+            return await handler(request)
+
+        return checked
+
+    async def _assemblyai(self, request: web.Request) -> web.StreamResponse:
+        socket = web.WebSocketResponse()
+        await socket.prepare(request)
+        await socket.send_json({"type": "Begin", "id": "double", "expires_at": int(time.time()) + 3600})
+        turn = 0
+        received = 0
+        async for message in socket:
+            if message.type is WSMsgType.BINARY:
+                received += len(message.data)
+                self.heard_seconds += len(message.data) / 2 / SAMPLES_PER_SECOND_OF_ASSEMBLYAI
+            elif message.type is WSMsgType.TEXT:
+                kind = json.loads(message.data)["type"]
+                if kind == "ForceEndpoint":
+                    await socket.send_json(self._turn(turn))
+                    turn += 1
+                elif kind == "Terminate":
+                    seconds = received / 2 / SAMPLES_PER_SECOND_OF_ASSEMBLYAI
+                    await socket.send_json(
+                        {"type": "Termination", "audio_duration_seconds": seconds, "session_duration_seconds": seconds}
+                    )
+        return socket
+
+    def _turn(self, order: int) -> dict[str, Any]:
+        words = [
+            {"start": 100 * index, "end": 100 * index + 90, "text": word, "confidence": 0.9, "word_is_final": True}
+            for index, word in enumerate(self.hears.split())
+        ]
+        return {
+            "type": "Turn",
+            "turn_order": order,
+            "turn_is_formatted": True,
+            "end_of_turn": True,
+            "transcript": self.hears,
+            "end_of_turn_confidence": 0.9,
+            "words": words,
+        }
+
+    async def _groq(self, request: web.Request) -> web.StreamResponse:
+        question = await request.json()
+        self.prompts.append(question["messages"])
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+
+        def event(delta: dict[str, Any], finish: str | None, **more: Any) -> bytes:
+            choice = {"index": 0, "delta": delta, "finish_reason": finish}
+            chunk = {"id": "double", "object": "chat.completion.chunk", "created": 1, "model": question["model"]}
+            return f"data: {json.dumps({**chunk, 'choices': [choice], **more})}\n\n".encode()
+
+        for word in self.answers.split():
+            await response.write(event({"role": "assistant", "content": word + " "}, None))
+        usage = {"prompt_tokens": 10, "completion_tokens": 8, "total_tokens": 18}
+        await response.write(event({}, "stop", usage=usage))
+        await response.write(b"data: [DONE]\n\n")
+        return response
+
+    async def _inworld(self, request: web.Request) -> web.StreamResponse:
+        socket = web.WebSocketResponse()
+        await socket.prepare(request)
+        rates: dict[str, int] = {}
+        async for message in socket:
+            if message.type is not WSMsgType.TEXT:
+                continue
+            order = json.loads(message.data)
+            context = order.get("contextId", "")
+            if "create" in order:
+                rates[context] = order["create"]["audioConfig"]["sampleRateHertz"]
+                await socket.send_json({"result": {"contextId": context, "contextCreated": {}}})
+            elif "send_text" in order:
+                await self._speak(socket, context, order["send_text"]["text"], rates.get(context))
+            elif "close_context" in order:
+                await socket.send_json({"result": {"contextId": context, "contextClosed": {}}})
+        return socket
+
+    async def _speak(self, socket: web.WebSocketResponse, context: str, text: str, rate: int | None) -> None:
+        if not text.strip() or rate is None:
+            return
+        self.spoken.append(text)
+        seconds = SECONDS_PER_CHARACTER * len(text)
+        words = text.split()
+        each = seconds / len(words)
+        timestamps = {
+            "wordAlignment": {
+                "words": words,
+                "wordStartTimeSeconds": [each * index for index in range(len(words))],
+                "wordEndTimeSeconds": [each * (index + 1) for index in range(len(words))],
+            }
+        }
+        audio = _tone(seconds, rate)
+        for start in range(0, len(audio), 9600):
+            content = base64.b64encode(audio[start : start + 9600]).decode()
+            chunk: dict[str, Any] = {"audioContent": content}
+            if start == 0:
+                chunk["timestampInfo"] = timestamps
+            await socket.send_json({"result": {"contextId": context, "audioChunk": chunk}})
+        await socket.send_json({"result": {"contextId": context, "flushCompleted": {}}})
+
+
+def _tone(seconds: float, rate: int) -> bytes:
+    samples = 6000 * np.sin(2 * np.pi * 300 * np.arange(int(seconds * rate)) / rate)
+    return samples.astype(np.int16).tobytes()

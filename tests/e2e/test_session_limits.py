@@ -1,0 +1,127 @@
+"""What ends a session besides the caller's goodbye, each with its reason, over a real LiveKit server."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+
+import pytest
+from livekit import api
+from tests.e2e.agent_process import AgentProcess, run_agent
+from tests.e2e.caller import Caller
+from tests.e2e.livekit_server import LiveKit, run_livekit
+
+QUIET_BOT = """
+from pipecat.pipeline.pipeline import Pipeline
+from pipecat.pipeline.worker import PipelineWorker
+from pipecat.runner.utils import create_transport
+from pipecat.transports.livekit.transport import LiveKitParams
+from pipecat.workers.runner import WorkerRunner
+
+async def bot(runner_args):
+    transport = await create_transport(
+        runner_args, {"livekit": lambda: LiveKitParams(audio_in_enabled=True, audio_out_enabled=True)}
+    )
+    worker = PipelineWorker(
+        Pipeline([transport.input(), transport.output()]), idle_timeout_secs=runner_args.pipeline_idle_timeout_secs
+    )
+    runner = WorkerRunner(handle_sigint=runner_args.handle_sigint)
+    await runner.add_workers(worker)
+    await runner.run()
+"""
+"""It says nothing, and does not care whether anybody is there: all ends are the host's."""
+
+Bound = Callable[..., AbstractAsyncContextManager[AgentProcess]]
+
+
+@pytest.fixture
+def bound(tmp_path: Path) -> Bound:
+    """An agent around the quiet bot, bound to `room`."""
+
+    @asynccontextmanager
+    async def run(livekit: LiveKit, **limits: float) -> AsyncIterator[AgentProcess]:
+        (tmp_path / "bot.py").write_text(QUIET_BOT)
+        variables = {f"VOICEPOOL_SESSION_{name.upper()}_SECONDS": str(value) for name, value in limits.items()}
+        async with run_agent("bot.py", tmp_path, variables) as agent:
+            await agent.wait_until_ready()
+            token = livekit.token("agent", "room", agent=True)
+            await agent.bind(session="s-1", room="room", url=livekit.url, token=token)
+            yield agent
+
+    return run
+
+
+async def reason_of(agent: AgentProcess) -> str:
+    """Why the session ended, once the process has exited, which it must with 0."""
+    assert await agent.exit_code() == 0
+    return str(agent.summary["reason"])
+
+
+async def test_nobody_joins(livekit: LiveKit, bound: Bound) -> None:
+    async with bound(livekit, join_timeout=1) as agent:
+        assert await reason_of(agent) == "nobody-joined"
+        assert agent.summary["joinedSeconds"] is not None
+
+
+async def test_the_maximum_duration(livekit: LiveKit, bound: Bound) -> None:
+    async with bound(livekit, max_duration=2) as agent, Caller(livekit.url, livekit.token("caller", "room")) as caller:
+        assert await reason_of(agent) == "max-duration"
+        await caller.agent_left.wait()
+
+
+async def test_silence_on_both_sides(livekit: LiveKit, bound: Bound) -> None:
+    async with bound(livekit, idle_timeout=1.5) as agent, Caller(livekit.url, livekit.token("caller", "room")):
+        assert await reason_of(agent) == "idle"
+
+
+async def test_the_caller_leaves_a_bot_that_does_not_mind(livekit: LiveKit, bound: Bound) -> None:
+    async with bound(livekit, caller_left_grace=0.5) as agent:
+        async with Caller(livekit.url, livekit.token("caller", "room")) as caller:
+            await caller.wait_until_listened_to()
+        assert await reason_of(agent) == "caller-left"
+
+
+async def test_a_caller_who_comes_back_in_time_finds_the_agent(livekit: LiveKit, bound: Bound) -> None:
+    async with bound(livekit, caller_left_grace=20) as agent:
+        async with Caller(livekit.url, livekit.token("caller", "room")) as caller:
+            await caller.wait_until_listened_to()
+        async with Caller(livekit.url, livekit.token("caller", "room")):
+            assert (await agent.get("/status"))[1]["state"] == "joined"
+            await agent.end("s-1", "cancel")
+            assert await reason_of(agent) == "cancelled"
+
+
+async def test_the_livekit_server_goes_away_in_the_call(livekit_program: Path, bound: Bound, tmp_path: Path) -> None:
+    async with run_livekit(livekit_program, tmp_path) as livekit:
+        running = bound(livekit, join_timeout=600)
+        agent = await running.__aenter__()
+        await agent.get("/status?wait=joined")
+    try:
+        assert await agent.exit_code(60) == 0
+        assert agent.summary["reason"] == "livekit-lost"
+    finally:
+        await running.__aexit__(None, None, None)
+
+
+async def test_a_room_that_is_deleted(livekit: LiveKit, bound: Bound) -> None:
+    async with bound(livekit) as agent, Caller(livekit.url, livekit.token("caller", "room")) as caller:
+        await caller.wait_until_listened_to()
+        async with api.LiveKitAPI(livekit.url, livekit.api_key, livekit.api_secret) as server:
+            await server.room.delete_room(api.DeleteRoomRequest(room="room"))
+        assert await reason_of(agent) == "room-closed"
+
+
+async def test_an_agent_that_another_one_replaces(livekit: LiveKit, bound: Bound) -> None:
+    async with bound(livekit) as agent:
+        await agent.get("/status?wait=joined")
+        async with Caller(livekit.url, livekit.token("agent", "room", agent=True)):
+            assert await reason_of(agent) == "replaced"
+
+
+async def test_a_token_that_livekit_refuses(livekit: LiveKit, tmp_path: Path) -> None:
+    (tmp_path / "bot.py").write_text(QUIET_BOT)
+    async with run_agent("bot.py", tmp_path) as agent:
+        await agent.wait_until_ready()
+        await agent.bind(session="s-1", room="room", url=livekit.url, token="not-a-token")
+        assert await reason_of(agent) == "not-joined"

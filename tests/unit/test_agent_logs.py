@@ -1,0 +1,125 @@
+"""What the log shows, and what it never shows."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from loguru import logger
+
+from voicepool_agent.logs import Logs, Redactor
+from voicepool_agent.settings import read_settings
+
+SETTINGS = {
+    "VOICEPOOL_POD_UID": "uid-1",
+    "VOICEPOOL_POOL": "demo",
+    "VOICEPOOL_ASSIGNMENT_PUBLIC_KEY": "-----BEGIN PUBLIC KEY-----",
+}
+
+
+@pytest.fixture
+def stream() -> io.StringIO:
+    return io.StringIO()
+
+
+@pytest.fixture
+def redact() -> Redactor:
+    return Redactor()
+
+
+@pytest.fixture
+def configured(stream: io.StringIO, redact: Redactor) -> Iterator[Callable[..., Logs]]:
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+
+    def make(**variables: str) -> Logs:
+        logs = Logs(read_settings({**SETTINGS, **variables}), redact, stream)
+        logs.configure()
+        return logs
+
+    yield make
+    logger.remove()
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+def lines(stream: io.StringIO) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in stream.getvalue().splitlines()]
+
+
+def as_module(name: str) -> Any:
+    return logger.patch(lambda record: record.update({"name": name}))
+
+
+def test_a_line_is_json_with_the_session(configured: Callable[..., Logs], stream: io.StringIO) -> None:
+    configured().session = "s-1"
+    logger.bind(seconds=1.5).info("joined")
+    (line,) = lines(stream)
+    assert (line["message"], line["session"], line["pool"], line["seconds"]) == ("joined", "s-1", "demo", 1.5)
+
+
+@pytest.mark.parametrize("level", ["DEBUG", "INFO"])
+def test_what_pipecat_says_while_debugging_is_never_written(
+    configured: Callable[..., Logs], stream: io.StringIO, level: str
+) -> None:
+    configured(VOICEPOOL_LOG_LEVEL=level)
+    as_module("pipecat.services.whisper.stt").debug("Transcription: [canary]")
+    as_module("pipecat.services.inworld.tts").info("connected")
+    assert [line["message"] for line in lines(stream)] == ["connected"]
+
+
+def test_a_bot_that_sets_up_its_own_log_does_not_bring_speech_back(
+    configured: Callable[..., Logs], stream: io.StringIO
+) -> None:
+    logs = configured()
+    theirs = io.StringIO()
+    logger.add(theirs, level="DEBUG")
+    logs.configure()
+    as_module("pipecat.services.whisper.stt").debug("Transcription: [canary]")
+    assert theirs.getvalue() == ""
+
+
+def test_words_that_a_service_quotes_are_left_out(configured: Callable[..., Logs], stream: io.StringIO) -> None:
+    configured()
+    as_module("pipecat.services.tts_service").warning("service is no longer usable, not speaking [canary\nwords]")
+    assert lines(stream)[0]["message"] == "service is no longer usable, not speaking [...]"
+
+
+def test_registered_secrets_are_hidden_in_every_line(
+    configured: Callable[..., Logs], stream: io.StringIO, redact: Redactor
+) -> None:
+    configured()
+    redact.add("canary-token")
+    redact.add_environment({"GROQ_API_KEY": "canary-key", "HOME": "/home/agent"})
+    logger.info("token canary-token at /home/agent")
+    logging.getLogger("aiohttp").warning("key canary-key")
+    try:
+        raise RuntimeError("canary-key")
+    except RuntimeError:
+        logger.exception("failed")
+    assert "canary" not in stream.getvalue()
+    assert "/home/agent" in stream.getvalue()
+
+
+@pytest.mark.parametrize(("debug", "shown"), [("true", True), ("false", False)])
+def test_a_stack_trace_is_only_for_debugging(
+    configured: Callable[..., Logs], stream: io.StringIO, debug: str, shown: bool
+) -> None:
+    configured(VOICEPOOL_DEBUG=debug)
+    try:
+        raise RuntimeError("words")
+    except RuntimeError:
+        logger.exception("failed")
+    assert ("Traceback" in stream.getvalue()) is shown
+    assert lines(stream)[0]["message"] == "failed (RuntimeError: words)"
+
+
+def test_a_text_line_is_one_line(configured: Callable[..., Logs], stream: io.StringIO) -> None:
+    configured(VOICEPOOL_LOG_FORMAT="text")
+    logger.bind(seconds=1.5).info("parked")
+    assert stream.getvalue().count("\n") == 1
+    assert "parked seconds=1.5" in stream.getvalue()

@@ -1,0 +1,209 @@
+"""The agent as a process: failed builds, the bind contract on the wire, signals, limits; only loopback."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.e2e.agent_process import BOTS, AgentProcess, Gateway, run_agent
+
+NOWHERE = "ws://127.0.0.1:9"
+"""Port 9 of the loopback address: nobody listens."""
+
+SILENT_BOT = """
+from loguru import logger
+from pipecat.pipeline.pipeline import Pipeline
+from pipecat.pipeline.worker import PipelineWorker
+from pipecat.runner.utils import create_transport
+from pipecat.transports.livekit.transport import LiveKitParams
+from pipecat.workers.runner import WorkerRunner
+
+ready = True
+
+def readyz():
+    return ready
+
+async def bot(runner_args):
+    transport = await create_transport(
+        runner_args, {"livekit": lambda: LiveKitParams(audio_in_enabled=True, audio_out_enabled=True)}
+    )
+    worker = PipelineWorker(
+        Pipeline([transport.input(), transport.output()]), idle_timeout_secs=runner_args.pipeline_idle_timeout_secs
+    )
+    runner = WorkerRunner(handle_sigint=runner_args.handle_sigint)
+    await runner.add_workers(worker)
+    await runner.run()
+    logger.info(f"body {runner_args.body}, session {runner_args.session_id}, room {runner_args.room_name}")
+"""
+
+WITHOUT_LIVEKIT = """
+from pipecat.pipeline.pipeline import Pipeline
+from pipecat.pipeline.worker import PipelineWorker
+from pipecat.workers.runner import WorkerRunner
+
+async def bot(runner_args):
+    runner = WorkerRunner(handle_sigint=False)
+    await runner.add_workers(PipelineWorker(Pipeline([])))
+    await runner.run()
+"""
+
+
+@pytest.fixture
+async def parked(tmp_path: Path) -> AsyncIterator[AgentProcess]:
+    """A parked agent around the silent bot, with short limits."""
+    (tmp_path / "bot.py").write_text(SILENT_BOT)
+    async with run_agent("bot.py", tmp_path, {"VOICEPOOL_SESSION_CONNECT_TIMEOUT_SECONDS": "1.5"}) as agent:
+        await agent.wait_until_ready()
+        yield agent
+
+
+def claims(**changes: Any) -> dict[str, Any]:
+    return {"session": "s-1", "room": "r-1", "url": NOWHERE, "token": "canary-token", "pool": "demo", **changes}
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("async def bot(:", "SyntaxError"),
+        ("x = 1", "must have `async def bot(runner_args)`"),
+        ("async def bot(runner_args): ...", "returned without running a pipeline"),
+        ("async def bot(runner_args): raise ValueError('no voice')", "ValueError: no voice (line 1 of bot.py)"),
+        (WITHOUT_LIVEKIT, "without a LiveKit transport"),
+    ],
+    ids=["syntax error", "no bot", "returns", "raises", "no LiveKit"],
+)
+async def test_a_bot_that_cannot_be_built_is_one_clear_line(tmp_path: Path, source: str, words: str) -> None:
+    (tmp_path / "bot.py").write_text(source)
+    async with run_agent("bot.py", tmp_path) as agent:
+        assert await agent.exit_code() == 1
+    assert words in agent.termination_message
+    assert "\n" not in agent.termination_message
+    assert words in agent.log.replace("\\", "")
+    assert "Traceback" not in agent.log
+
+
+async def test_the_reference_bot_without_keys_names_all_of_them_and_where_they_come_from(tmp_path: Path) -> None:
+    async with run_agent(BOTS / "reference" / "bot.py", tmp_path, {"GROQ_API_KEY": "gsk-canary"}) as agent:
+        assert await agent.exit_code() == 1
+    assert "set ASSEMBLYAI_API_KEY, INWORLD_API_KEY in the Secret" in agent.termination_message
+    assert "spec.template.spec.containers[agent].envFrom" in agent.termination_message
+    assert "canary" not in agent.log + agent.termination_message
+
+
+async def test_a_wrong_environment_is_one_clear_line(tmp_path: Path) -> None:
+    async with run_agent("bot.py", tmp_path, {"VOICEPOOL_ASSIGNMENT_PUBLIC_KEY": "canary"}) as agent:
+        assert await agent.exit_code() == 1
+    assert "VOICEPOOL_ASSIGNMENT_PUBLIC_KEY" in agent.termination_message
+    assert "canary" not in agent.log
+    assert "Traceback" not in agent.log
+
+
+async def test_what_is_refused_leaves_the_agent_as_warm_as_before(parked: AgentProcess) -> None:
+    def sign(**changes: Any) -> str:
+        return parked.gateway.sign(parked.pod_uid, **{**claims(), **changes})
+
+    refusals: list[tuple[str | bytes, int, str]] = [
+        (b"nonsense", 400, "MALFORMED"),
+        (sign(room=None), 400, "MALFORMED"),
+        (Gateway().sign(parked.pod_uid, **claims()), 401, "INVALID_ASSIGNMENT"),
+        (parked.gateway.sign("another-pod", **claims()), 401, "INVALID_ASSIGNMENT"),
+        (sign(exp=time.time() - 1), 401, "INVALID_ASSIGNMENT"),
+        (sign(body="x" * 3_000_000), 413, "TOO_LARGE"),
+    ]
+    for order, status, code in refusals:
+        answer = await parked.post("/bind", order)
+        assert (answer[0], answer[1]["code"]) == (status, code)
+        assert set(answer[1]) == {"error", "code"}
+        assert (await parked.get("/readyz"))[0] == 200
+    assert (await parked.end("s-1", "cancel"))[1]["code"] == "NOT_BOUND"
+    _, status_now = await parked.get("/status")
+    assert (status_now["state"], status_now["session"], status_now["pod_uid"]) == ("parked", None, parked.pod_uid)
+
+
+async def test_a_bound_agent_takes_no_other_session_and_says_the_same_of_its_own_again(parked: AgentProcess) -> None:
+    order = parked.gateway.sign(parked.pod_uid, **claims(), jti="one-use")
+    assert await parked.post("/bind", order) == (202, {"state": "accepted", "session": "s-1"})
+    assert (await parked.get("/readyz"))[0] == 503
+    assert await parked.post("/bind", order) == (200, {"state": "accepted", "session": "s-1"})
+    assert await parked.bind(**claims()) == (200, {"state": "accepted", "session": "s-1"})
+    assert (await parked.bind(**claims(session="s-2")))[1]["code"] == "ALREADY_BOUND"
+    assert (await parked.bind(**claims(session="s-2"), jti="one-use"))[1]["code"] == "INVALID_ASSIGNMENT"
+    assert (await parked.get("/livez"))[0] == 200
+
+
+async def test_a_livekit_server_that_is_not_there_ends_the_session_in_bounded_time(parked: AgentProcess) -> None:
+    await parked.bind(**claims(body={"name": "Ada"}))
+    _, status = await parked.get("/status?wait=joined&timeout=20")
+    assert status["state"] == "ending"
+    assert await parked.exit_code() == 0
+    assert parked.summary["session"] == "s-1"
+    assert parked.summary["reason"] == "not-joined"
+    assert parked.summary["joinedSeconds"] is None
+    assert "canary-token" not in parked.log + parked.termination_message
+
+
+async def test_the_arguments_that_the_bot_was_built_with_are_filled_at_the_bind(parked: AgentProcess) -> None:
+    await parked.bind(**claims(body={"name": "Ada"}))
+    await parked.end("s-1", "cancel")
+    assert await parked.exit_code() == 0
+    assert parked.summary["reason"] == "cancelled"
+    assert "body {'name': 'Ada'}, session s-1, room r-1" in parked.log
+
+
+async def test_a_parked_agent_that_is_told_to_stop_exits_at_once(parked: AgentProcess) -> None:
+    parked.process.terminate()
+    assert await parked.exit_code() == 0
+    assert not (parked.folder / "termination").exists()
+
+
+async def test_a_bot_that_wants_the_signals_for_itself_does_not_get_them(tmp_path: Path) -> None:
+    source = SILENT_BOT.replace("handle_sigint=runner_args.handle_sigint", "handle_sigint=True, handle_sigterm=True")
+    assert source != SILENT_BOT
+    (tmp_path / "bot.py").write_text(source)
+    async with run_agent("bot.py", tmp_path) as agent:
+        await agent.wait_until_ready()
+        agent.process.terminate()
+        assert await agent.exit_code() == 0
+
+
+async def test_a_bound_agent_that_is_told_to_stop_lets_its_session_go_on(parked: AgentProcess) -> None:
+    await parked.bind(**claims())
+    parked.process.terminate()
+    assert (await parked.get("/status"))[1]["state"] == "accepted"
+    await parked.end("s-1", "cancel")
+    assert await parked.exit_code() == 0
+    assert parked.summary["reason"] == "cancelled"
+
+
+async def test_metrics_tell_where_the_start_went(parked: AgentProcess) -> None:
+    phases = [
+        f'voicepool_agent_startup_seconds{{phase="{name}"}}' for name in ("interpreter", "imports", "build", "warm-up")
+    ]
+    assert all([await parked.metric(phase) > 0 for phase in phases])
+    assert await parked.metric('voicepool_agent_state{voicepool_agent_state="parked"}') == 1
+    assert await parked.metric("voicepool_agent_parked_bytes") > 1e7
+    assert math.isnan(await parked.metric("voicepool_agent_joined_seconds"))
+    await parked.post("/bind", b"nonsense")
+    assert await parked.metric('voicepool_agent_refused_orders_total{code="MALFORMED"}') == 1
+
+
+async def test_a_bot_whose_readyz_says_no_is_not_ready(tmp_path: Path) -> None:
+    (tmp_path / "bot.py").write_text(SILENT_BOT.replace("ready = True", "ready = False"))
+    async with run_agent("bot.py", tmp_path) as agent:
+        await agent.wait_until_state("parked")
+        assert (await agent.get("/readyz"))[0] == 503
+
+
+async def test_a_bot_that_sets_up_its_own_log_as_pipecats_examples_do_is_built(tmp_path: Path) -> None:
+    setup = 'import sys\nfrom loguru import logger\nlogger.remove(0)\nlogger.add(sys.stderr, level="DEBUG")\n'
+    (tmp_path / "bot.py").write_text(setup + SILENT_BOT)
+    async with run_agent("bot.py", tmp_path) as agent:
+        await agent.wait_until_ready()
+        agent.process.terminate()
+        await agent.exit_code()
+    assert "DEBUG" not in agent.log.partition('"parked"')[2]
+    assert '"message": "parked"' in agent.log

@@ -1,0 +1,295 @@
+"""One session: when it counts as joined, what ends it, and what the summary says. Time is set by the test."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import pytest
+from livekit import rtc
+from livekit.rtc.event_emitter import EventEmitter
+from pipecat.frames.frames import BotStartedSpeakingFrame, ErrorFrame, UserStoppedSpeakingFrame
+from pipecat.pipeline.pipeline import Pipeline
+from pipecat.pipeline.worker import PipelineWorker
+from pipecat.processors.frame_processor import FrameDirection
+from pipecat.transports.livekit.transport import LiveKitParams, LiveKitTransport
+from pipecat.utils.errors import ErrorCategory
+
+from voicepool_agent.host import State
+from voicepool_agent.metrics import Metrics
+from voicepool_agent.session import Session
+from voicepool_agent.settings import read_settings
+from voicepool_agent.summary import Reason
+
+SETTINGS = read_settings(
+    {
+        "VOICEPOOL_POD_UID": "uid-1",
+        "VOICEPOOL_ASSIGNMENT_PUBLIC_KEY": "-----BEGIN PUBLIC KEY-----",
+        "VOICEPOOL_SESSION_MAX_DURATION_SECONDS": "600",
+        "VOICEPOOL_SESSION_JOIN_TIMEOUT_SECONDS": "30",
+        "VOICEPOOL_SESSION_CONNECT_TIMEOUT_SECONDS": "20",
+        "VOICEPOOL_SESSION_CALLER_LEFT_GRACE_SECONDS": "3",
+    }
+)
+
+
+class Timer:
+    """A call that was scheduled."""
+
+    def __init__(self, at: float, call: Callable[[], None]) -> None:
+        self.at = at
+        self.call = call
+        self.cancelled = False
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
+class Time:
+    """A clock and its scheduler."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+        self.timers: list[Timer] = []
+
+    def clock(self) -> float:
+        return self.now
+
+    def schedule(self, seconds: float, call: Callable[[], None]) -> Timer:
+        self.timers.append(Timer(self.now + seconds, call))
+        return self.timers[-1]
+
+    def pass_to(self, seconds: float) -> None:
+        """Go on to so many seconds after the bind."""
+        self.now = 100.0 + seconds
+        for timer in sorted(self.timers, key=lambda one: one.at):
+            if timer.at <= self.now and not timer.cancelled:
+                timer.cancel()
+                timer.call()
+
+
+class Call:
+    """A session with one worker and one transport, and Pipecat's part played by the test."""
+
+    def __init__(self) -> None:
+        self.time = Time()
+        self.metrics = Metrics([state.value for state in State])
+        self.transport = LiveKitTransport(
+            "", "", "", params=LiveKitParams(audio_in_enabled=True, audio_out_enabled=True)
+        )
+        self.worker = PipelineWorker(Pipeline([self.transport.input(), self.transport.output()]))
+        self.session = Session(
+            "s-1",
+            SETTINGS,
+            self.metrics,
+            clean=lambda text: text.replace("canary", "[hidden]"),
+            clock=self.time.clock,
+            schedule=self.time.schedule,
+        )
+        self.session.expect([self.worker], [self.transport])
+        self.room: EventEmitter[str] = EventEmitter()
+        self.transport._client._room = cast("rtc.Room", self.room)
+        self.session.attach(self.worker)
+
+    async def tell(self, source: Any, event: str, *arguments: Any) -> None:
+        """Let Pipecat raise one of its events, and wait for the handlers."""
+        for handler in source._event_handlers[event].handlers:
+            if getattr(handler, "__self__", None) is self.session:
+                await handler(source, *arguments)
+
+    async def join(self) -> None:
+        await self.tell(self.transport, "on_connected")
+        await self.tell(self.worker, "on_pipeline_started", None)
+
+    async def caller_comes(self, identity: str = "caller") -> None:
+        await self.tell(self.transport, "on_participant_connected", identity)
+
+    async def caller_leaves(self, identity: str = "caller") -> None:
+        await self.tell(self.transport, "on_participant_disconnected", identity)
+
+
+@pytest.fixture
+async def call() -> Call:
+    return Call()
+
+
+async def test_joined_needs_the_pipeline_and_the_room(call: Call) -> None:
+    call.time.now += 0.25
+    await call.tell(call.worker, "on_pipeline_started", None)
+    assert not call.session.joined.is_set()
+    await call.tell(call.transport, "on_connected")
+    assert call.session.joined.is_set()
+    assert call.session.close(None).joined_seconds == pytest.approx(0.25)
+
+
+async def test_a_started_pipeline_with_an_unusable_processor_has_not_joined(call: Call) -> None:
+    await call.transport.output().set_usable(False)
+    await call.join()
+    assert not call.session.joined.is_set()
+    assert call.session.reason is Reason.NOT_JOINED
+    assert "LiveKitOutputTransport" in call.session.close(None).errors[0]
+
+
+async def test_a_processor_that_fails_for_good_before_joining_ends_the_session_at_once(call: Call) -> None:
+    processor = call.transport.input()
+    await processor.set_usable(False)
+    frame = ErrorFrame("the key canary is refused", processor=processor, category=ErrorCategory.AUTHENTICATION)
+    await call.tell(call.worker, "on_pipeline_error", frame)
+    assert call.session.reason is Reason.NOT_JOINED
+    assert call.session.close(None).errors == (
+        "LiveKitInputTransport: authentication: the key [hidden] is refused",
+        "LiveKitInputTransport cannot be used",
+    )
+
+
+async def test_an_error_in_the_call_is_kept_and_ends_nothing(call: Call) -> None:
+    await call.join()
+    await call.tell(call.worker, "on_pipeline_error", ErrorFrame("a hiccup"))
+    assert call.session.reason is None
+    assert call.session.close(None).errors == ("pipeline: unknown: a hiccup",)
+
+
+async def test_many_errors_are_kept_short_and_few(call: Call) -> None:
+    for number in range(30):
+        await call.tell(call.worker, "on_pipeline_error", ErrorFrame(f"{number}" + "x" * 1000))
+    errors = call.session.close(None).errors
+    assert len(errors) == 10
+    assert max(map(len, errors)) == 200
+
+
+async def test_a_room_that_cannot_be_joined_ends_the_session_with_what_is_missing(call: Call) -> None:
+    call.time.pass_to(20)
+    assert call.session.reason is Reason.NOT_JOINED
+    assert call.session.close(None).errors == ("not joined in time, still waiting for LiveKit",)
+
+
+async def test_a_provider_that_does_not_answer_is_what_a_joined_room_still_waits_for(call: Call) -> None:
+    await call.tell(call.transport, "on_connected")
+    call.time.pass_to(20)
+    assert "a provider that does not answer" in call.session.close(None).errors[0]
+
+
+async def test_a_bot_that_returns_before_it_has_joined_has_not_joined(call: Call) -> None:
+    assert call.session.close(None).reason is Reason.NOT_JOINED
+
+
+async def test_a_caller_who_never_comes_ends_the_session(call: Call) -> None:
+    await call.join()
+    call.time.pass_to(29)
+    assert call.session.reason is None
+    call.time.pass_to(30)
+    assert call.session.reason is Reason.NOBODY_JOINED
+
+
+async def test_a_caller_who_came_and_went_is_not_nobody(call: Call) -> None:
+    await call.join()
+    await call.caller_comes()
+    call.time.pass_to(599)
+    assert call.session.reason is None
+
+
+async def test_an_empty_room_ends_the_session_after_the_grace(call: Call) -> None:
+    await call.join()
+    await call.caller_comes()
+    call.time.pass_to(40)
+    await call.caller_leaves()
+    call.time.pass_to(42.9)
+    assert call.session.reason is None
+    call.time.pass_to(43)
+    assert call.session.reason is Reason.CALLER_LEFT
+
+
+async def test_a_caller_who_comes_back_within_the_grace_is_kept(call: Call) -> None:
+    await call.join()
+    await call.caller_comes()
+    await call.caller_leaves()
+    await call.caller_comes()
+    call.time.pass_to(60)
+    assert call.session.reason is None
+
+
+async def test_one_of_two_callers_may_leave(call: Call) -> None:
+    await call.join()
+    await call.caller_comes("one")
+    await call.caller_comes("two")
+    await call.caller_leaves("one")
+    call.time.pass_to(60)
+    assert call.session.reason is None
+
+
+async def test_the_maximum_duration_ends_whatever_is_going_on(call: Call) -> None:
+    await call.join()
+    await call.caller_comes()
+    call.time.pass_to(600)
+    assert call.session.reason is Reason.MAX_DURATION
+
+
+async def test_silence_that_pipecat_reports_ends_as_idle(call: Call) -> None:
+    await call.join()
+    await call.tell(call.worker, "on_idle_timeout")
+    assert call.session.reason is Reason.IDLE
+
+
+@pytest.mark.parametrize(
+    ("why", "came", "reason"),
+    [
+        ("SIGNAL_CLOSE", True, Reason.LIVEKIT_LOST),
+        ("SERVER_SHUTDOWN", True, Reason.LIVEKIT_LOST),
+        ("ROOM_DELETED", True, Reason.ROOM_CLOSED),
+        ("ROOM_CLOSED", False, Reason.NOBODY_JOINED),
+        ("DUPLICATE_IDENTITY", True, Reason.REPLACED),
+        ("CLIENT_INITIATED", True, None),
+    ],
+)
+async def test_a_disconnect_in_the_call_ends_the_session_with_its_cause(
+    call: Call, why: str, came: bool, reason: Reason | None
+) -> None:
+    await call.join()
+    if came:
+        await call.caller_comes()
+    call.room.emit("disconnected", rtc.DisconnectReason.Value(why))
+    assert call.session.reason is reason
+
+
+async def test_the_first_cause_counts(call: Call) -> None:
+    await call.join()
+    await call.caller_comes()
+    call.session.conclude(Reason.DRAINED)
+    await call.caller_leaves()
+    call.time.pass_to(700)
+    assert call.session.close("the bot failed").reason is Reason.DRAINED
+
+
+async def test_a_bot_that_hangs_up_when_the_caller_left_says_so(call: Call) -> None:
+    await call.join()
+    await call.caller_comes()
+    await call.caller_leaves()
+    assert call.session.close(None).reason is Reason.CALLER_LEFT
+
+
+async def test_a_bot_that_hangs_up_by_itself_says_so(call: Call) -> None:
+    await call.join()
+    await call.caller_comes()
+    assert call.session.close(None).reason is Reason.BOT_ENDED
+
+
+async def test_a_bot_that_raises_says_what(call: Call) -> None:
+    summary = call.session.close("the bot failed: canary")
+    assert (summary.reason, summary.errors) == (Reason.BOT_FAILED, ("the bot failed: [hidden]",))
+
+
+async def test_turns_and_first_audio_are_counted_once(call: Call) -> None:
+    call.time.now += 0.5
+    for _ in range(2):
+        call.session.heard(BotStartedSpeakingFrame(), FrameDirection.DOWNSTREAM)
+        call.time.now += 10
+        for direction in FrameDirection:
+            call.session.heard(UserStoppedSpeakingFrame(), direction)
+    summary = call.session.close(None)
+    assert summary.first_audio_seconds == pytest.approx(0.5)
+    assert summary.turns == 2
+
+
+async def test_a_closed_session_leaves_no_timer(call: Call) -> None:
+    call.session.close(None)
+    assert all(timer.cancelled for timer in call.time.timers)

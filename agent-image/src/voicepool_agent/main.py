@@ -21,6 +21,8 @@ def main() -> None:
     os.environ.setdefault("LOGURU_AUTOINIT", "False")
     # Models come with packages; a library that would fetch one at run time fails at once instead.
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    # ONNX Runtime reports its use to its maker unless told not to; what an agent does is nobody's business.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
     code = loop.run_until_complete(_run())

@@ -44,48 +44,66 @@ class BindState(StrEnum):
 
 
 class _SpecModel(BaseModel):
-    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, frozen=True, extra="forbid")
+    model_config = ConfigDict(
+        alias_generator=to_camel, populate_by_name=True, frozen=True, extra="forbid", use_attribute_docstrings=True
+    )
 
 
 class SessionSpec(_SpecModel):
     """Rules of every session of the pool."""
 
     max_duration_seconds: Annotated[int, Field(ge=60, le=86_400)] = 7200
+    """The longest a session may last, in seconds. The agent ends it then; Kubernetes does, a minute later, if the agent does not."""
     join_timeout_seconds: Annotated[int, Field(ge=5, le=3600)] = 30
+    """How long the agent waits for the caller in the room, in seconds. Then the session ends with that reason."""
     idle_timeout_seconds: Annotated[int, Field(ge=10, le=86_400)] = 300
+    """How long both sides may be silent, in seconds, before the session ends."""
     retention_seconds: Annotated[int, Field(ge=0, le=86_400)] = 300
+    """How long an ended pod is kept for its logs and its summary, in seconds."""
 
 
 class StartupSpec(_SpecModel):
     """How long an agent may take to become warm."""
 
     deadline_seconds: Annotated[int, Field(ge=5, le=3600)] = 120
+    """A pod that is not Ready after so many seconds is replaced; repeated failure backs off, from 10 to 300 seconds."""
 
 
 class OnEmptySpec(_SpecModel):
     """What a caller gets when no warm pod is left."""
 
     policy: Literal["Queue", "ColdStart", "Reject"] = "Queue"
+    """Queue: wait for a warm pod. ColdStart: start a pod for this caller. Reject: refuse at once (429 with Retry-After)."""
     timeout_seconds: Annotated[int, Field(ge=1, le=300)] = 20
+    """How long a caller waits for a pod, in seconds, with Queue and ColdStart."""
 
 
 class LiveKitSpec(_SpecModel):
     """The LiveKit server of the pool; what is left out comes from the gateway's own settings."""
 
     url: Annotated[str, Field(pattern=r"^wss?://.+", max_length=2048)] | None = None
+    """WebSocket address of the LiveKit server, for example wss://livekit.example.org."""
     secret_name: Annotated[str, Field(min_length=1, max_length=253)] | None = None
+    """A Secret in the pool's namespace with the keys api-key and api-secret of that server."""
 
 
 class VoiceAgentPoolSpec(_SpecModel):
-    """What the user asks for. DESIGN: every field states its unit in its name."""
+    """What the user asks for: how many agents wait, of which kind, and the rules of their sessions."""
 
     replicas: Annotated[int, Field(ge=0, le=100_000)] = 1
+    """Warm target: number of unbound pods, warm or starting. Set by people, kubectl scale or an autoscaler; never by voicepool."""
     max_pods: Annotated[int, Field(ge=1, le=100_000)] = 50
+    """Ceiling for the number of unbound and bound pods of the pool together."""
     template: Mapping[str, Any]
+    """A pod template. Its container named agent runs the agent image."""
     session: SessionSpec = SessionSpec()
+    """Rules of every session of the pool."""
     startup: StartupSpec = StartupSpec()
+    """How long an agent may take to become warm."""
     on_empty: OnEmptySpec = OnEmptySpec()
+    """What a caller gets when no warm pod is left."""
     livekit: LiveKitSpec = LiveKitSpec()
+    """The LiveKit server of the pool; what is left out comes from the gateway's own settings."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,3 +158,12 @@ class PodFact:
     message: str | None
     """The words that belong to a failure or to waiting: termination message, pull error, scheduler's reason."""
     exit_code: int | None
+    not_ready_since: datetime | None = None
+    """Since when the pod's Ready condition has been False; None while it is Ready, or before a kubelet has looked at it."""
+    once_ready: bool = False
+    """The pod is Ready or was so before: its start succeeded."""
+
+    @property
+    def finished(self) -> bool:
+        """The agent's process has exited, or will never run: no session can be going on in this pod."""
+        return self.phase in ("Succeeded", "Failed") or self.exit_code is not None

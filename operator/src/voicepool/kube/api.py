@@ -141,11 +141,15 @@ class KubeApi(Protocol):
         """Follow changes after ``resource_version``, with bookmarks; ends when the server ends it."""
         ...
 
-    async def create(self, resource: Resource, namespace: str, body: Mapping[str, Any], *, dry_run: bool = False) -> Json:
+    async def create(
+        self, resource: Resource, namespace: str, body: Mapping[str, Any], *, dry_run: bool = False
+    ) -> Json:
         """Create an object and return it as stored."""
         ...
 
-    async def json_patch(self, resource: Resource, namespace: str, name: str, operations: Sequence[Mapping[str, Any]]) -> Json:
+    async def json_patch(
+        self, resource: Resource, namespace: str, name: str, operations: Sequence[Mapping[str, Any]]
+    ) -> Json:
         """Apply an RFC 6902 patch atomically and return the object as stored; a failed test is :class:`Unprocessable`."""
         ...
 

@@ -1,0 +1,134 @@
+"""Who may be bound, in which order, and with which one patch. Pure: pods and a session in, a choice or a patch out.
+
+Invariants: only a Ready, unbound pod that is not being deleted is a candidate, never "the next best"; the patch itself tests all of that again on
+the API server, so a stale view can lose a race but never hand out a pod twice, a dying pod, or one that is not Ready.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import Any
+
+from voicepool.model import (
+    ANNOTATION_BOUND_AT,
+    ANNOTATION_BOUND_BY,
+    ANNOTATION_ROOM,
+    LABEL_SESSION,
+    LABEL_STATE,
+    BindState,
+    PodFact,
+)
+
+Operation = dict[str, Any]
+
+ACTIVE_DEADLINE_MARGIN_SECONDS = 60
+"""The agent ends its session by itself at the maximum duration and says goodbye; Kubernetes comes a little later, for an agent that does not."""
+
+SAFE_TO_EVICT = "cluster-autoscaler.kubernetes.io/safe-to-evict"
+DO_NOT_DISRUPT = "karpenter.sh/do-not-disrupt"
+
+
+def is_candidate(pod: PodFact) -> bool:
+    """Whether a pod can take a caller now."""
+    return (
+        pod.state is BindState.WARM
+        and pod.ready
+        and pod.phase == "Running"
+        and not pod.deleting
+        and pod.session is None
+        and pod.pod_ip is not None
+        and pod.agent_status_index is not None
+    )
+
+
+def preference(pod: PodFact, session_id: str, template_hash: str | None) -> tuple[bool, bool, bytes]:
+    """The sort key of a candidate, smallest first: its own cold start, then the newest template, then rendezvous hashing.
+
+    Two gateways that serve two sessions at once seldom choose the same pod, as each session has its own order of the pods.
+    """
+    score = hashlib.blake2b(f"{session_id}\0{pod.uid}".encode(), digest_size=8).digest()
+    return (pod.cold_start != session_id, template_hash is not None and pod.template_hash != template_hash, score)
+
+
+def candidates(
+    pods: Iterable[PodFact], session_id: str, *, namespace: str, pool: str, template_hash: str | None
+) -> list[PodFact]:
+    """The pods of the pool that this session may take, best first.
+
+    A pod that was started for one session (a cold start) is offered to that session alone.
+
+    Args:
+        pods: pods in any state, of any pool.
+        session_id: who asks.
+        namespace: of the pool.
+        pool: its name.
+        template_hash: the pool's current ``status.templateHash``; None when it is not known yet, then all templates are equal.
+    """
+    own = [
+        pod
+        for pod in pods
+        if pod.namespace == namespace
+        and pod.pool == pool
+        and is_candidate(pod)
+        and pod.cold_start in (None, session_id)
+    ]
+    return sorted(own, key=lambda pod: preference(pod, session_id, template_hash))
+
+
+def active_deadline_seconds(pod: PodFact, max_duration_seconds: int, now: datetime) -> int:
+    """``spec.activeDeadlineSeconds`` for a session of at most ``max_duration_seconds`` that begins now.
+
+    Kubernetes counts from ``status.startTime``, not from the bind, so the pod's age is added. A deadline can be lowered later, never raised.
+    """
+    age_seconds = max(0.0, (now - (pod.started_at or pod.created_at)).total_seconds())
+    return math.ceil(age_seconds) + max_duration_seconds + ACTIVE_DEADLINE_MARGIN_SECONDS
+
+
+def bind_patch(
+    pod: PodFact,
+    *,
+    session_id: str,
+    room: str,
+    bound_at: datetime,
+    bound_by: str,
+    active_deadline_seconds: int,
+) -> list[Operation]:
+    """The one JSON patch (RFC 6902) that turns a warm pod into a bound pod, or fails as a whole with 422.
+
+    Raises:
+        ValueError: the pod is no candidate; nothing may be sent for it.
+    """
+    if not is_candidate(pod):
+        raise ValueError(f"pod {pod.namespace}/{pod.name} is not a Ready unbound pod")
+    operations: list[Operation] = [
+        {"op": "test", "path": "/metadata/uid", "value": pod.uid},
+        {"op": "test", "path": _pointer("metadata", "labels", LABEL_STATE), "value": BindState.WARM.value},
+        # Null passes where the key is absent, and fails on a pod that is being deleted.
+        {"op": "test", "path": "/metadata/deletionTimestamp", "value": None},
+        {"op": "test", "path": f"/status/containerStatuses/{pod.agent_status_index}/ready", "value": True},
+        {"op": "replace", "path": _pointer("metadata", "labels", LABEL_STATE), "value": BindState.BOUND.value},
+        {"op": "add", "path": _pointer("metadata", "labels", LABEL_SESSION), "value": session_id},
+        {"op": "add", "path": _pointer("metadata", "annotations", ANNOTATION_ROOM), "value": room},
+        {"op": "add", "path": _pointer("metadata", "annotations", ANNOTATION_BOUND_AT), "value": timestamp(bound_at)},
+        {"op": "add", "path": _pointer("metadata", "annotations", ANNOTATION_BOUND_BY), "value": bound_by},
+        {"op": "add", "path": _pointer("metadata", "annotations", SAFE_TO_EVICT), "value": "false"},
+        {"op": "add", "path": _pointer("metadata", "annotations", DO_NOT_DISRUPT), "value": "true"},
+    ]
+    if pod.owned:
+        # A remove of what is not there would fail the whole patch.
+        operations.append({"op": "remove", "path": "/metadata/ownerReferences"})
+    operations.append({"op": "add", "path": "/spec/activeDeadlineSeconds", "value": active_deadline_seconds})
+    return operations
+
+
+def timestamp(moment: datetime) -> str:
+    """RFC 3339 in UTC with microseconds, as ``bound-at`` holds it."""
+    return moment.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def _pointer(*parts: str) -> str:
+    """A JSON pointer (RFC 6901), with ``~`` and ``/`` escaped."""
+    return "".join("/" + part.replace("~", "~0").replace("/", "~1") for part in parts)

@@ -1,0 +1,421 @@
+"""Does what ``plan()`` decided: takes a pool from the queue, plans, creates and deletes, writes the status.
+
+The only writer of the operator. Invariants: it decides nothing by itself; every delete carries the preconditions of its plan, and a create or
+delete that lost a race is dropped quietly, since the next look sees what happened; its own writes are in the pods' copy before the pool is
+planned again; the status is written only when it changed, and not more often than every :data:`STATUS_INTERVAL_SECONDS` for one pool.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, TypeVar
+
+from voicepool.kube.api import (
+    PODS,
+    POOLS,
+    AlreadyExists,
+    Conflict,
+    Forbidden,
+    Json,
+    KubeApi,
+    KubeApiError,
+    NotFound,
+    TooManyRequests,
+    Unprocessable,
+)
+from voicepool.kube.convert import pod_from_json, pool_from_json
+from voicepool.kube.informer import Informer, Key
+from voicepool.metrics import POD_STATES, OperatorMetrics
+from voicepool.model import LABEL_POOL, PodFact, PoolFact
+from voicepool.plan import DeleteReason, Plan, PodCreate, PodDelete, Template, expired, has_ended, plan
+from voicepool.podspec import PodSettings, build_pod, pod_name, template_hash
+from voicepool.queue import KeyedQueue
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+STATUS_INTERVAL_SECONDS = 1.0
+TEMPLATE_RECHECK_SECONDS = 15.0
+"""A refusal can have a cause outside of the template (a quota, a missing service account), so it is asked about again."""
+SLOW_START_FIRST = 2
+BY_POOL = "pool"
+
+
+def pod_informer(
+    api: KubeApi,
+    namespace: str | None,
+    *,
+    on_list: Callable[[str], None] = lambda reason: None,
+    indexes: dict[str, Callable[[PodFact], Any]] | None = None,
+) -> Informer[PodFact]:
+    """The copy of all agent pods, with the index :data:`BY_POOL` from (namespace, pool) to pods."""
+    return Informer(
+        api,
+        PODS,
+        namespace,
+        LABEL_POOL,
+        pod_from_json,
+        indexes={BY_POOL: lambda pod: (pod.namespace, pod.pool), **(indexes or {})},
+        on_list=on_list,
+    )
+
+
+class PoolStore:
+    """The pools as last seen. Filled by watch events, answers to our own writes, and now and then by a full list, which drops what is gone."""
+
+    def __init__(self) -> None:
+        self._pools: dict[Key, PoolFact] = {}
+
+    def __iter__(self) -> Iterator[PoolFact]:
+        return iter(tuple(self._pools.values()))
+
+    def get(self, key: Key) -> PoolFact | None:
+        """The pool, or None."""
+        return self._pools.get(key)
+
+    def apply(self, pool: PoolFact) -> bool:
+        """Take a pool over unless a newer version is here; returns whether anything changed."""
+        key = (pool.namespace, pool.name)
+        known = self._pools.get(key)
+        if known is not None and int(known.resource_version) >= int(pool.resource_version):
+            return False
+        self._pools[key] = pool
+        return True
+
+    def remove(self, key: Key, uid: str) -> bool:
+        """Drop the pool, unless another one has taken its name; returns whether it was here."""
+        known = self._pools.get(key)
+        if known is None or known.uid != uid:
+            return False
+        del self._pools[key]
+        return True
+
+    def replace(self, pools: Iterable[PoolFact], position: int) -> set[Key]:
+        """Take over a full list of that resource version; returns the keys that changed."""
+        listed = {(pool.namespace, pool.name): pool for pool in pools}
+        changed = {key for key, pool in listed.items() if self.apply(pool)}
+        for key, known in list(self._pools.items()):
+            if key not in listed and int(known.resource_version) <= position:
+                del self._pools[key]
+                changed.add(key)
+        return changed
+
+
+@dataclass(frozen=True, slots=True)
+class ControllerSettings:
+    """How the controller works."""
+
+    namespace: str | None = None
+    """One namespace, or None for all."""
+    workers: int = 4
+    parallel_writes: int = 16
+    resync_seconds: float = 60.0
+    orphan_retention_seconds: int = 300
+
+
+@dataclass(frozen=True, slots=True)
+class _Verdict:
+    """What the API server said about a template."""
+
+    hash: str
+    error: str | None
+    checked_at: float
+
+
+class Controller:
+    """Keeps all pools at what their specs say.
+
+    Args:
+        api: the API server.
+        pods: a running informer from :func:`pod_informer`.
+        pools: filled by the caller with watch events; the controller lists now and then.
+        pod_settings: what every agent pod gets.
+        metrics: where to count.
+        now: the time, with a time zone.
+        settings: see there.
+    """
+
+    def __init__(
+        self,
+        api: KubeApi,
+        pods: Informer[PodFact],
+        pools: PoolStore,
+        pod_settings: PodSettings,
+        metrics: OperatorMetrics,
+        now: Callable[[], datetime],
+        settings: ControllerSettings | None = None,
+    ) -> None:
+        self.queue: KeyedQueue[Key] = KeyedQueue()
+        self._api = api
+        self._pods = pods
+        self._pools = pools
+        self._pod_settings = pod_settings
+        self._metrics = metrics
+        self._now = now
+        self._settings = settings or ControllerSettings()
+        self._verdicts: dict[Key, _Verdict] = {}
+        self._status_written_at: dict[Key, float] = {}
+        self._seen: set[Key] = set()
+        pods.handlers.append(self._pod_changed)
+
+    def pool_changed(self, pool: PoolFact) -> None:
+        """A watch showed the pool."""
+        if self._pools.apply(pool):
+            self.queue.add((pool.namespace, pool.name))
+
+    def pool_deleted(self, key: Key, uid: str) -> None:
+        """A watch showed that the pool is gone."""
+        if self._pools.remove(key, uid):
+            self.queue.add(key)
+
+    async def run(self) -> None:
+        """Work until cancelled. An error that nobody expected ends it: a process that fails openly is started again."""
+        await self._pods.synced.wait()
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._resync())
+                for _ in range(self._settings.workers):
+                    group.create_task(self._work())
+        finally:
+            self.queue.close()
+
+    async def _resync(self) -> None:
+        """Look at everything now and then, and drop pools whose deletion was missed."""
+        while True:
+            try:
+                await self._list_pools()
+            except KubeApiError as error:
+                logger.warning("listing pools failed, trying again", extra={"error": str(error)})
+            for key in {(pool.namespace, pool.name) for pool in self._pools} | set(self._pods.values_of(BY_POOL)):
+                self.queue.add(key)  # type: ignore[arg-type]
+            await asyncio.sleep(self._settings.resync_seconds)
+
+    async def _list_pools(self) -> None:
+        found: list[PoolFact] = []
+        token = ""
+        position = 0
+        while True:
+            page = await self._api.list_page(POOLS, self._settings.namespace, continue_token=token)
+            position = position or int(page["metadata"]["resourceVersion"])
+            found += filter(None, map(pool_from_json, page.get("items") or ()))
+            token = page["metadata"].get("continue") or ""
+            if not token:
+                break
+        for key in self._pools.replace(found, position):
+            self.queue.add(key)
+
+    async def _work(self) -> None:
+        while True:
+            key = await self.queue.get()
+            self._metrics.queued_pools.set(len(self.queue))
+            started = asyncio.get_running_loop().time()
+            outcome = "ok"
+            try:
+                await self.reconcile(key)
+                self.queue.succeeded(key)
+            except KubeApiError as error:
+                outcome = "error"
+                wait_seconds = error.retry_after_seconds if isinstance(error, TooManyRequests) else 0.0
+                retry_seconds = self.queue.retry(key, wait_seconds)
+                logger.warning(
+                    "could not do all that the pool needs, trying again",
+                    extra={
+                        "namespace": key[0],
+                        "pool": key[1],
+                        "error": str(error),
+                        "reason": error.reason or type(error).__name__,
+                        "retry_seconds": round(retry_seconds, 2),
+                    },
+                )
+            finally:
+                self.queue.done(key)
+            self._metrics.reconcile_seconds.labels(outcome).observe(asyncio.get_running_loop().time() - started)
+
+    async def reconcile(self, key: Key) -> None:
+        """Bring one pool closer to its spec.
+
+        Raises:
+            KubeApiError: something could not be written; the pool should be looked at again.
+        """
+        pool = self._pools.get(key)
+        if pool is None:
+            await self._clean_up_after(key)
+            return
+        self._seen.add(key)
+        template = await self._template(pool)
+        decided = plan(pool, self._pods.by(BY_POOL, key), self._now(), template)
+        self._count(pool, decided)
+        if decided.creates or decided.deletes:
+            logger.info(
+                "pool changes",
+                extra={
+                    "namespace": pool.namespace,
+                    "pool": pool.name,
+                    "creates": len(decided.creates),
+                    "deletes": [f"{delete.name} ({delete.reason})" for delete in decided.deletes],
+                    "why": "; ".join(decided.reasons),
+                },
+            )
+        if decided.requeue_after_seconds is not None:
+            self.queue.add_after(key, decided.requeue_after_seconds)
+        if template.error is not None:
+            self.queue.add_after(key, TEMPLATE_RECHECK_SECONDS)
+        failures = await self._delete_all(pool.namespace, pool.name, decided.deletes)
+        failures += await self._create_all(pool, template, decided.creates)
+        await self._write_status(pool, decided.status)
+        if failures:
+            raise failures[0]
+
+    async def _template(self, pool: PoolFact) -> Template:
+        """The template's hash, and what the API server says to a dry run of it; asked once, and again after a refusal."""
+        key = (pool.namespace, pool.name)
+        hash_ = template_hash(pool, self._pod_settings)
+        time = asyncio.get_running_loop().time()
+        verdict = self._verdicts.get(key)
+        if (
+            verdict is None
+            or verdict.hash != hash_
+            or (verdict.error is not None and time - verdict.checked_at >= TEMPLATE_RECHECK_SECONDS)
+        ):
+            verdict = _Verdict(hash_, await self._dry_run(pool, hash_), time)
+            self._verdicts[key] = verdict
+        return Template(hash_, verdict.error)
+
+    async def _dry_run(self, pool: PoolFact, hash_: str) -> str | None:
+        body = build_pod(pool, 0, hash_, self._pod_settings)
+        # A name of its own, since the pod with this number may exist.
+        body["metadata"]["name"] = f"{pod_name(pool.name, hash_, 0)}-dry-run"
+        try:
+            await self._api.create(PODS, pool.namespace, body, dry_run=True)
+        except (Unprocessable, Forbidden) as error:
+            return f"The API server refuses a pod of spec.template: {error}"
+        return None
+
+    async def _create_all(self, pool: PoolFact, template: Template, creates: Sequence[PodCreate]) -> list[KubeApiError]:
+        async def create(item: PodCreate) -> None:
+            body = build_pod(pool, item.number, template.hash, self._pod_settings, start_attempt=item.start_attempt)
+            try:
+                stored = await self._api.create(PODS, pool.namespace, body)
+            except AlreadyExists:
+                # Somebody with the same view was faster, or our own create of before was answered too late; the watch shows it.
+                self._metrics.conflicts.labels("create").inc()
+                return
+            except (Unprocessable, Forbidden) as error:
+                self._verdicts[(pool.namespace, pool.name)] = _Verdict(
+                    template.hash, f"The API server refuses a pod: {error}", asyncio.get_running_loop().time()
+                )
+                raise
+            self._metrics.creates.labels(pool.namespace, pool.name).inc()
+            self._pods.apply(stored)
+
+        # As a ReplicaSet does: few at first, so that a pod which is refused is not refused a hundred times.
+        size = SLOW_START_FIRST
+        position = 0
+        while position < len(creates):
+            batch = creates[position : position + size]
+            failures = await _together([create(item) for item in batch])
+            if failures:
+                return failures
+            position += size
+            size = min(size * 2, self._settings.parallel_writes)
+        return []
+
+    async def _delete_all(self, namespace: str, pool: str, deletes: Sequence[PodDelete]) -> list[KubeApiError]:
+        async def delete(item: PodDelete) -> None:
+            try:
+                await self._api.delete(PODS, namespace, item.name, uid=item.uid, resource_version=item.resource_version)
+            except NotFound:
+                self._pods.forget(namespace, item.name, item.uid)
+                return
+            except Conflict:
+                # It was bound, or has changed: whatever it is now, the next look decides anew.
+                self._metrics.conflicts.labels("delete").inc()
+                return
+            self._metrics.deletes.labels(namespace, pool, item.reason.value).inc()
+            self._pods.update(namespace, item.name, item.uid, lambda pod: dataclasses.replace(pod, deleting=True))
+
+        failures: list[KubeApiError] = []
+        size = self._settings.parallel_writes
+        for position in range(0, len(deletes), size):
+            failures += await _together([delete(item) for item in deletes[position : position + size]])
+        return failures
+
+    async def _write_status(self, pool: PoolFact, status: Json) -> None:
+        key = (pool.namespace, pool.name)
+        if all(pool.status.get(field) == value for field, value in status.items()):
+            return
+        time = asyncio.get_running_loop().time()
+        since = time - self._status_written_at.get(key, float("-inf"))
+        if since < STATUS_INTERVAL_SECONDS:
+            self.queue.add_after(key, STATUS_INTERVAL_SECONDS - since)
+            return
+        self._status_written_at[key] = time
+        try:
+            stored = await self._api.merge_patch(
+                POOLS,
+                pool.namespace,
+                pool.name,
+                {"metadata": {"uid": pool.uid}, "status": status},
+                subresource="status",
+            )
+        except NotFound:
+            return
+        except Conflict:
+            # Another pool has this name now.
+            self._metrics.conflicts.labels("status").inc()
+            return
+        self._metrics.status_writes.labels(pool.namespace, pool.name).inc()
+        newer = pool_from_json(stored)
+        if newer is not None:
+            self._pools.apply(newer)
+
+    async def _clean_up_after(self, key: Key) -> None:
+        """The pool is gone. Its unbound pods go with it, its bound pods go on; what has ended is kept for a while."""
+        namespace, name = key
+        if key in self._seen:
+            self._seen.discard(key)
+            self._verdicts.pop(key, None)
+            self._status_written_at.pop(key, None)
+            self._metrics.forget(namespace, name)
+        ended = [pod for pod in self._pods.by(BY_POOL, key) if has_ended(pod)]
+        moments: list[datetime] = []
+        now = self._now()
+        over = expired(ended, now, self._settings.orphan_retention_seconds, moments.append)
+        failures = await self._delete_all(
+            namespace, name, [PodDelete(pod.name, pod.uid, pod.resource_version, DeleteReason.ENDED) for pod in over]
+        )
+        if moments:
+            self.queue.add_after(key, (min(moments) - now).total_seconds())
+        if failures:
+            raise failures[0]
+
+    def _count(self, pool: PoolFact, decided: Plan) -> None:
+        for state in POD_STATES:
+            self._metrics.pods.labels(pool.namespace, pool.name, state).set(decided.counts.get(state, 0))
+        self._metrics.warm_target.labels(pool.namespace, pool.name).set(pool.spec.replicas)
+
+    def _pod_changed(self, key: Key, old: PodFact | None, new: PodFact | None) -> None:
+        for pod in (old, new):
+            if pod is not None:
+                self.queue.add((pod.namespace, pod.pool))
+
+
+async def _together(actions: Sequence[Awaitable[None]]) -> list[KubeApiError]:
+    """Await all of them, whatever each does; returns what the API server would not do.
+
+    Raises:
+        BaseException: the first error of another kind.
+    """
+    failures: list[KubeApiError] = []
+    for result in await asyncio.gather(*actions, return_exceptions=True):
+        if isinstance(result, KubeApiError):
+            failures.append(result)
+        elif isinstance(result, BaseException):
+            raise result
+    return failures

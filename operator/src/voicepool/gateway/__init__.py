@@ -1,0 +1,1 @@
+"""The gateway: binds warm pods to callers, hands out tokens, and answers for sessions."""

@@ -1,0 +1,226 @@
+"""Everything that a caller can be told went wrong, as a tree of exceptions that becomes one JSON shape.
+
+``{"error", "code", "detail", "info"}``: Pipecat Cloud's clients read the first two, the JavaScript client the others. A message says what, where, and
+what to do; it never carries a secret, a body or a stack trace.
+
+GatewayError
++-- BadRequest           400 INVALID_REQUEST, MALFORMED_JSON
++-- Unauthenticated      401 UNAUTHENTICATED, NO_API_KEYS
++-- NotAllowed           403 POOL_NOT_ALLOWED
++-- PoolNotFound         404 POOL_NOT_FOUND
++-- SessionNotFound      404 SESSION_NOT_FOUND
++-- SessionEnded         409 SESSION_ENDED
++-- SessionElsewhere     409 SESSION_IN_OTHER_POOL
++-- BodyTimeout          408 BODY_TIMEOUT
++-- BodyTooLarge         413 BODY_TOO_LARGE
++-- PoolAtCapacity       429 POOL_AT_CAPACITY
++-- NoWarmAgent          503 (429 where the pool rejects) NO_WARM_AGENT
++-- AgentsRefused        503 AGENTS_REFUSED
++-- AgentUnreachable     503 AGENT_UNREACHABLE
++-- ClusterUnavailable   503 CLUSTER_UNAVAILABLE
++-- LiveKitUnavailable   503 LIVEKIT_UNAVAILABLE, LIVEKIT_NOT_CONFIGURED
++-- NotSynced            503 NOT_SYNCED
++-- DeadlinePassed       504 DEADLINE_PASSED
++-- NotJoined            504 AGENT_NOT_JOINED
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+log = logging.getLogger("voicepool.gateway")
+
+
+class GatewayError(Exception):
+    """A request that is answered with an error.
+
+    Args:
+        detail: one sentence: what, where, what to do.
+        code: overrides the class's own code.
+        status: overrides the class's own status.
+        retry_after_seconds: sent as ``Retry-After``, rounded up.
+    """
+
+    status = 500
+    code = "INTERNAL"
+    error = "Internal error"
+
+    def __init__(
+        self,
+        detail: str,
+        *,
+        code: str | None = None,
+        status: int | None = None,
+        retry_after_seconds: float | None = None,
+    ) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.code = code or type(self).code
+        self.status = status or type(self).status
+        self.retry_after_seconds = retry_after_seconds
+
+
+class BadRequest(GatewayError):
+    """The request itself is wrong; the same request will fail again."""
+
+    status, code, error = 400, "INVALID_REQUEST", "Bad request"
+
+
+class Unauthenticated(GatewayError):
+    """No key, or a wrong one."""
+
+    status, code, error = 401, "UNAUTHENTICATED", "Unauthorized"
+
+
+class NotAllowed(GatewayError):
+    """The key is good, but not for this pool."""
+
+    status, code, error = 403, "POOL_NOT_ALLOWED", "Forbidden"
+
+
+class PoolNotFound(GatewayError):
+    """There is no such VoiceAgentPool, or none was named and there is no default."""
+
+    status, code, error = 404, "POOL_NOT_FOUND", "Pool not found"
+
+
+class SessionNotFound(GatewayError):
+    """No pod carries this session, or it ended longer ago than the pool retains it."""
+
+    status, code, error = 404, "SESSION_NOT_FOUND", "Session not found"
+
+
+class SessionEnded(GatewayError):
+    """The session had its agent and is over; it does not get a second one."""
+
+    status, code, error = 409, "SESSION_ENDED", "Session has ended"
+
+
+class SessionElsewhere(GatewayError):
+    """The session id is in use in another pool."""
+
+    status, code, error = 409, "SESSION_IN_OTHER_POOL", "Session belongs to another pool"
+
+
+class BodyTimeout(GatewayError):
+    """The request's body did not arrive in time."""
+
+    status, code, error = 408, "BODY_TIMEOUT", "Request body timed out"
+
+
+class BodyTooLarge(GatewayError):
+    """The request's body is over the limit; the rest of it was not read."""
+
+    status, code, error = 413, "BODY_TOO_LARGE", "Request body too large"
+
+
+class PoolAtCapacity(GatewayError):
+    """The pool has ``maxPods`` live pods and all of them are taken."""
+
+    status, code, error = 429, "POOL_AT_CAPACITY", "Pool at capacity"
+
+
+class NoWarmAgent(GatewayError):
+    """No warm pod now, or none within the time that the pool lets callers wait."""
+
+    status, code, error = 503, "NO_WARM_AGENT", "No warm agent"
+
+
+class AgentsRefused(GatewayError):
+    """Several agents in a row did not take the session."""
+
+    status, code, error = 503, "AGENTS_REFUSED", "Agents refused the session"
+
+
+class AgentUnreachable(GatewayError):
+    """The session's agent could not be asked."""
+
+    status, code, error = 503, "AGENT_UNREACHABLE", "Agent unreachable"
+
+
+class ClusterUnavailable(GatewayError):
+    """The Kubernetes API does not answer, throttles, or forbids."""
+
+    status, code, error = 503, "CLUSTER_UNAVAILABLE", "Kubernetes API unavailable"
+
+
+class LiveKitUnavailable(GatewayError):
+    """The pool's LiveKit server does not answer or is not configured."""
+
+    status, code, error = 503, "LIVEKIT_UNAVAILABLE", "LiveKit unavailable"
+
+
+class NotSynced(GatewayError):
+    """The gateway has just started and does not know the cluster yet."""
+
+    status, code, error = 503, "NOT_SYNCED", "Gateway is starting"
+
+
+class DeadlinePassed(GatewayError):
+    """The request's own time is up."""
+
+    status, code, error = 504, "DEADLINE_PASSED", "Deadline passed"
+
+
+class NotJoined(GatewayError):
+    """The caller asked to wait until the agent is in the room, and it is not."""
+
+    status, code, error = 504, "AGENT_NOT_JOINED", "Agent did not join"
+
+
+_WORDS: Mapping[int, tuple[str, str]] = {
+    404: ("NOT_FOUND", "There is no such route; /openapi.json lists them."),
+    405: ("METHOD_NOT_ALLOWED", "This route exists, but not for this method; /openapi.json lists them."),
+}
+
+
+def error_response(error: GatewayError) -> JSONResponse:
+    """The one shape in which an error leaves the gateway."""
+    headers = {}
+    if error.retry_after_seconds is not None:
+        headers["Retry-After"] = str(max(1, -int(-error.retry_after_seconds // 1)))
+    if error.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    return JSONResponse(_shape(error.error, error.code, error.detail), status_code=error.status, headers=headers)
+
+
+def install(app: FastAPI) -> None:
+    """Give every error of the application the one shape."""
+
+    async def gateway_error(_request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, GatewayError)  # noqa: S101 -- registered for this class alone
+        return error_response(error)
+
+    async def validation_error(_request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, RequestValidationError)  # noqa: S101 -- registered for this class alone
+        problems = error.errors()
+        if any(problem["type"] == "json_invalid" for problem in problems):
+            return error_response(BadRequest("The body is not JSON.", code="MALFORMED_JSON"))
+        # The input itself is left out: it may hold what the caller would not want to see in an error.
+        words = "; ".join(f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in problems)
+        return error_response(BadRequest(words))
+
+    async def http_error(_request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, HTTPException)  # noqa: S101 -- registered for this class alone
+        code, words = _WORDS.get(error.status_code, (f"HTTP_{error.status_code}", str(error.detail)))
+        body = _shape(str(error.detail), code, words)
+        return JSONResponse(body, status_code=error.status_code, headers=error.headers)
+
+    async def unexpected(_request: Request, error: Exception) -> JSONResponse:
+        log.error("a request failed in a way that nobody foresaw", exc_info=error)
+        return error_response(GatewayError("The gateway failed; its log says why."))
+
+    app.add_exception_handler(GatewayError, gateway_error)
+    app.add_exception_handler(RequestValidationError, validation_error)
+    app.add_exception_handler(HTTPException, http_error)
+    app.add_exception_handler(Exception, unexpected)
+
+
+def _shape(error: str, code: str, detail: str) -> dict[str, str]:
+    return {"error": error, "code": code, "detail": detail, "info": detail}

@@ -1,0 +1,231 @@
+"""LiveKit: which server a pool uses, rooms, and tokens with exactly the grants that are meant.
+
+Invariants: every grant is written out, since the library's tokens allow nearly everything for six hours by default; a token is for one room; secrets
+are in no representation and no log.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import datetime
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import aiohttp
+from livekit import api as livekit_api
+
+from voicepool.gateway.errors import LiveKitUnavailable
+from voicepool.kube.api import SECRETS, Json, KubeApi, KubeApiError, NotFound
+from voicepool.model import PoolFact
+
+_KEYS = ("url", "api-key", "api-secret")
+
+
+@dataclass(frozen=True, slots=True)
+class LiveKitServer:
+    """One LiveKit server and the key to it."""
+
+    url: str
+    api_key: str = field(repr=False)
+    api_secret: str = field(repr=False)
+    public_url: str = ""
+    """The address that callers use, where it differs from the agents'."""
+
+    @property
+    def caller_url(self) -> str:
+        """Where a caller connects."""
+        return self.public_url or self.url
+
+
+class Rooms(Protocol):
+    """What the gateway asks of a LiveKit server."""
+
+    async def create(self, server: LiveKitServer, room: str, *, empty_timeout_seconds: int) -> None:
+        """Make a room, or find it there.
+
+        Raises:
+            LiveKitUnavailable: the server did not do it.
+        """
+        ...
+
+    async def has(self, server: LiveKitServer, room: str, identity: str) -> bool:
+        """Whether a participant is in a room; raises as `create` does."""
+        ...
+
+
+class LiveKitRooms:
+    """Rooms of real LiveKit servers, over one HTTP session.
+
+    Args:
+        http: the session, with its time limit for one request; it belongs to the caller.
+    """
+
+    def __init__(self, http: aiohttp.ClientSession) -> None:
+        self._http = http
+
+    async def create(self, server: LiveKitServer, room: str, *, empty_timeout_seconds: int) -> None:
+        """See `Rooms.create`."""
+        request = livekit_api.CreateRoomRequest(name=room, empty_timeout=empty_timeout_seconds, departure_timeout=20)
+        try:
+            await self._client(server).room.create_room(request)
+        except (livekit_api.TwirpError, aiohttp.ClientError, TimeoutError) as error:
+            raise _unavailable(server, error) from None
+
+    async def has(self, server: LiveKitServer, room: str, identity: str) -> bool:
+        """See `Rooms.has`."""
+        try:
+            answer = await self._client(server).room.list_participants(livekit_api.ListParticipantsRequest(room=room))
+        except livekit_api.TwirpError as error:
+            if error.code == "not_found":
+                return False
+            raise _unavailable(server, error) from None
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise _unavailable(server, error) from None
+        return any(participant.identity == identity for participant in answer.participants)
+
+    def _client(self, server: LiveKitServer) -> livekit_api.LiveKitAPI:
+        return livekit_api.LiveKitAPI(
+            server.url,
+            server.api_key,
+            server.api_secret,
+            session=self._http,
+            failover=False,
+        )
+
+
+class LiveKitServers:
+    """Finds the LiveKit server of a pool: the gateway's own, with what ``spec.livekit`` says otherwise.
+
+    Args:
+        kube: reads the Secret that a pool names.
+        folder: the gateway's own server: files ``url``, ``api-key``, ``api-secret`` and, where callers use another address, ``public-url``.
+        monotonic: seconds that never go back.
+        cache_seconds: how long a Secret that was read is used.
+    """
+
+    def __init__(self, kube: KubeApi, folder: Path, *, monotonic: Callable[[], float], cache_seconds: float) -> None:
+        self._kube = kube
+        self._folder = folder
+        self._monotonic = monotonic
+        self._cache_seconds = cache_seconds
+        self._secrets: dict[tuple[str, str], tuple[float, dict[str, str]]] = {}
+
+    async def of(self, pool: PoolFact) -> LiveKitServer:
+        """The server of a pool.
+
+        Raises:
+            LiveKitUnavailable: something is missing; the message says what, and where it belongs.
+        """
+        wanted = pool.spec.livekit
+        if wanted.secret_name:
+            place = f"Secret {pool.namespace}/{wanted.secret_name}"
+            values = await self._secret(pool, wanted.secret_name)
+        else:
+            place = "gateway's own LiveKit Secret"
+            values = self._own()
+        if wanted.url:
+            values = {name: value for name, value in values.items() if name != "public-url"} | {"url": wanted.url}
+        missing = [name for name in _KEYS if not values.get(name)]
+        if missing:
+            raise LiveKitUnavailable(
+                f"The {place} lacks {', '.join(missing)}; the pool {pool.namespace}/{pool.name} has no LiveKit server.",
+                code="LIVEKIT_NOT_CONFIGURED",
+            )
+        return LiveKitServer(
+            url=values["url"],
+            api_key=values["api-key"],
+            api_secret=values["api-secret"],
+            public_url=values.get("public-url", ""),
+        )
+
+    def _own(self) -> dict[str, str]:
+        values = {}
+        for name in (*_KEYS, "public-url"):
+            try:
+                values[name] = (self._folder / name).read_text().strip()
+            except (OSError, UnicodeDecodeError):
+                continue
+        return values
+
+    async def _secret(self, pool: PoolFact, name: str) -> dict[str, str]:
+        key = (pool.namespace, name)
+        known = self._secrets.get(key)
+        if known is not None and self._monotonic() < known[0]:
+            return known[1]
+        try:
+            secret = await self._kube.get(SECRETS, pool.namespace, name)
+        except NotFound:
+            raise LiveKitUnavailable(
+                f"The Secret {pool.namespace}/{name}, which spec.livekit.secretName of the pool {pool.name} names, does not exist.",
+                code="LIVEKIT_NOT_CONFIGURED",
+            ) from None
+        except KubeApiError as error:
+            raise LiveKitUnavailable(
+                f"The Secret {pool.namespace}/{name} of the pool {pool.name} cannot be read ({type(error).__name__}); "
+                "may the gateway's account get it?",
+                code="LIVEKIT_NOT_CONFIGURED",
+            ) from None
+        values = _decoded(secret)
+        self._secrets[key] = (self._monotonic() + self._cache_seconds, values)
+        return values
+
+
+def caller_token(server: LiveKitServer, *, room: str, identity: str, ttl_seconds: float) -> str:
+    """A token for a caller: one room, the microphone, listening and data; nothing else, and for minutes."""
+    grants = _grants(room)
+    grants.can_publish_sources = ["microphone"]
+    token = livekit_api.AccessToken(server.api_key, server.api_secret).with_identity(identity).with_kind("standard")
+    return token.with_ttl(datetime.timedelta(seconds=ttl_seconds)).with_grants(grants).to_jwt()
+
+
+def agent_token(server: LiveKitServer, *, room: str, identity: str, ttl_seconds: float) -> str:
+    """A token for an agent: one room, audio and data both ways. ``ttl_seconds`` may be negative, see `GatewayOptions`."""
+    grants = _grants(room)
+    grants.can_publish_sources = ["microphone"]
+    grants.agent = True
+    token = livekit_api.AccessToken(server.api_key, server.api_secret).with_identity(identity).with_kind("agent")
+    return token.with_ttl(datetime.timedelta(seconds=ttl_seconds)).with_grants(grants).to_jwt()
+
+
+def agent_identity(session_id: str) -> str:
+    """The agent's name in the room: the same for every pod that the session is given to, so that two can never be in it at once."""
+    return f"agent-{session_id}"
+
+
+def _grants(room: str) -> livekit_api.VideoGrants:
+    return livekit_api.VideoGrants(
+        room_create=False,
+        room_list=False,
+        room_record=False,
+        room_admin=False,
+        room_join=True,
+        room=room,
+        can_publish=True,
+        can_subscribe=True,
+        can_publish_data=True,
+        can_update_own_metadata=False,
+        ingress_admin=False,
+        hidden=False,
+        recorder=False,
+        agent=False,
+    )
+
+
+def _decoded(secret: Json) -> dict[str, str]:
+    values = {}
+    for name, value in (secret.get("data") or {}).items():
+        try:
+            values[name] = base64.b64decode(value).decode().strip()
+        except (binascii.Error, UnicodeDecodeError):
+            continue
+    return values
+
+
+def _unavailable(server: LiveKitServer, error: Exception) -> LiveKitUnavailable:
+    return LiveKitUnavailable(
+        f"The LiveKit server at {server.url} did not answer as it should ({type(error).__name__}); is it up, and is the key right?",
+        retry_after_seconds=2,
+    )

@@ -1,0 +1,44 @@
+"""The times and limits of the gateway, in one place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from voicepool.model import AGENT_PORT
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayOptions:
+    """What a gateway may wait for, and how long."""
+
+    default_namespace: str = "default"
+    """The namespace of a pool that is named without one."""
+    default_pool: str | None = None
+    """The pool of a caller who names none; without it, the only pool there is."""
+    authentication: bool = True
+    health_is_public: bool = True
+    """Whether ``/api/health`` (counts only) needs no API key."""
+    max_body_bytes: int = 1024 * 1024
+    body_timeout_seconds: float = 10.0
+    start_deadline_seconds: float = 30.0
+    """From having a pod in sight to an answer; waiting for a pod (queue, cold start) has its own limits in the pool and comes on top."""
+    assignment_seconds: float = 10.0
+    """How long an assignment, and the agent's token in it, is good."""
+    bind_timeout_seconds: float = 4.0
+    """One ``POST /bind``. Agents accept at once; the time is for a gateway or a node that is busy."""
+    status_timeout_seconds: float = 1.0
+    status_interval_seconds: float = 0.25
+    """Between two questions to an agent of which it is not known whether it accepted."""
+    max_refusals: int = 5
+    """Agents that may refuse one session before its caller is told."""
+    caller_token_seconds: float = 300.0
+    """A caller's token is for the first connect only; LiveKit refreshes it in a running call."""
+    livekit_token_leeway_seconds: float = 60.0
+    """LiveKit's server accepts a token for a minute past its expiry (``tokenLeeway`` in its ``auth`` package). An agent's token is dated that much
+    earlier, so that it really is refused from the assignment's expiry on."""
+    livekit_timeout_seconds: float = 5.0
+    secret_cache_seconds: float = 30.0
+    joined_wait_seconds: float = 20.0
+    """``waitFor: joined`` without a time of its own."""
+    max_joined_wait_seconds: float = 60.0
+    agent_port: int = AGENT_PORT

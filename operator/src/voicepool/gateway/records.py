@@ -1,0 +1,75 @@
+"""Sessions and pools as JSON: pure, from pods as last seen (and an agent's own words) to what the routes answer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from voicepool.binding import is_candidate, timestamp
+from voicepool.gateway.delivery import AgentStatus
+from voicepool.gateway.view import ClusterView, PoolKey, is_live
+from voicepool.model import BindState, PodFact
+
+
+def session_state(pod: PodFact, status: AgentStatus | None = None) -> str:
+    """bound, accepted, joined, ending or ended: what the pod shows, or what its agent says of itself where that is known."""
+    if not is_live(pod):
+        return "ended"
+    if status is not None and status.session_id == pod.session and status.state in ("accepted", "joined", "ending"):
+        return status.state
+    return "ending" if pod.deleting else "bound"
+
+
+def session_record(pod: PodFact, status: AgentStatus | None = None) -> dict[str, Any]:
+    """One session, in Pipecat Cloud's words where it has some."""
+    state = session_state(pod, status)
+    summary = _summary(pod.message) if state == "ended" else None
+    return {
+        "sessionId": pod.session,
+        "namespace": pod.namespace,
+        "pool": pod.pool,
+        "state": state,
+        "roomName": pod.room,
+        "createdAt": timestamp(pod.bound_at) if pod.bound_at else None,
+        "endedAt": timestamp(pod.finished_at) if pod.finished_at else None,
+        "coldStart": pod.cold_start is not None,
+        "completionStatus": _completion(pod) if state == "ended" else None,
+        "agent": {"pod": pod.name, "node": pod.node, "template": pod.template_hash},
+        "summary": summary,
+    }
+
+
+def health(view: ClusterView, keys: Iterable[PoolKey]) -> dict[str, Any]:
+    """Counts of all pools in the first system's shape: pool = warm, ready = assigned, starting = not Ready yet."""
+    warm = assigned = starting = maximum = 0
+    for key in keys:
+        maximum += view.pools[key].spec.max_pods
+        for pod in view.pods(key):
+            if is_live(pod):
+                assigned += pod.state is BindState.BOUND
+                warm += is_candidate(pod)
+                starting += pod.state is BindState.WARM and not is_candidate(pod)
+    current = warm + assigned + starting
+    return {
+        "success": True,
+        "status": "healthy",
+        "sessions": {"ready": assigned, "starting": starting, "pool": warm},
+        "stats": {"totalSpawned": view.spawned, "totalAssigned": view.assigned},
+        "capacity": {"current": current, "max": maximum, "available": max(0, maximum - current)},
+    }
+
+
+def _completion(pod: PodFact) -> str:
+    return "completed" if pod.phase == "Succeeded" else "failed"
+
+
+def _summary(message: str | None) -> dict[str, Any] | None:
+    """The agent's summary from its termination message; what is no summary is kept as words."""
+    if not message:
+        return None
+    try:
+        summary = json.loads(message)
+    except ValueError:
+        return {"reason": message}
+    return summary if isinstance(summary, dict) else {"reason": message}

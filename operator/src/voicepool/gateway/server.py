@@ -1,0 +1,183 @@
+"""The gateway's process: informers, parts, HTTP server, and a graceful end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator, Callable, Collection, Iterator
+from datetime import UTC, datetime
+
+import aiohttp
+import uvicorn
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from voicepool.gateway.allocator import Allocator
+from voicepool.gateway.app import create_app
+from voicepool.gateway.assignments import Signer
+from voicepool.gateway.auth import ApiKeys
+from voicepool.gateway.delivery import Courier
+from voicepool.gateway.livekit import LiveKitRooms, LiveKitServers, Rooms
+from voicepool.gateway.metrics import GatewayMetrics
+from voicepool.gateway.options import GatewayOptions
+from voicepool.gateway.services import Services
+from voicepool.gateway.sessions import Sessions
+from voicepool.gateway.view import ClusterView
+from voicepool.kube.api import PODS, POOLS, Json, KubeApi
+from voicepool.kube.client import AiohttpKubeApi, load_connection
+from voicepool.kube.convert import pod_from_json, pool_from_json
+from voicepool.kube.informer import Informer, Key
+from voicepool.model import LABEL_POOL, PodFact, PoolFact
+from voicepool.podspec import PodSettings, build_pod, pod_name, template_hash
+from voicepool.settings import GatewaySettings, SettingsError
+
+_GRACE_SECONDS = 20
+_CONNECTIONS = 128
+"""To the API server; a burst of binds must not queue behind each other in here."""
+
+
+async def run_gateway(settings: GatewaySettings) -> None:
+    """Serve the session API until SIGTERM or SIGINT.
+
+    Raises:
+        SettingsError: the assignment key cannot be used.
+        voicepool.kube.client.ConnectionSettingsError: there is no way to the API server.
+    """
+    try:
+        signer = Signer.from_file(settings.assignment_private_key_file, utc_now)
+    except ValueError as error:
+        raise SettingsError(f"VOICEPOOL_ASSIGNMENT_PRIVATE_KEY_FILE: {error}") from None
+    connection = load_connection(settings.kubeconfig, settings.kube_context)
+    async with (
+        AiohttpKubeApi.connect(
+            connection, request_timeout_seconds=settings.request_timeout_seconds, connections=_CONNECTIONS
+        ) as kube,
+        running(kube, settings, signer, GatewayOptions()) as services,
+    ):
+        config = uvicorn.Config(
+            create_app(services),
+            host=settings.listen_host,
+            port=settings.listen_port,
+            access_log=False,
+            log_config=None,
+            server_header=False,
+            timeout_graceful_shutdown=_GRACE_SECONDS,
+        )
+        server = _Server(config)
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, server.handle_exit, number, None)
+        await server.serve()
+
+
+class _Server(uvicorn.Server):
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        # uvicorn raises the signal again when it has stopped serving, which would end the process before bound pods are seen to.
+        yield
+
+
+@contextlib.asynccontextmanager
+async def running(
+    kube: KubeApi,
+    settings: GatewaySettings,
+    signer: Signer,
+    options: GatewayOptions,
+    *,
+    rooms: Rooms | None = None,
+) -> AsyncIterator[Services]:
+    """The parts of a gateway with its informers running; on leaving, what runs in the background is finished or stopped."""
+    loop = asyncio.get_running_loop()
+    metrics = GatewayMetrics()
+    view = ClusterView()
+    allocator = Allocator(
+        view, monotonic=loop.time, on_waiters=lambda key, count: metrics.waiters.labels(*key).set(count)
+    )
+    pools: Informer[PoolFact] = Informer(kube, POOLS, settings.namespace, "", pool_from_json)
+    pods: Informer[PodFact] = Informer(kube, PODS, settings.namespace, LABEL_POOL, pod_from_json)
+    pools.handlers.append(_pool_handler(view))
+    pods.handlers.append(_pod_handler(view))
+    # Each pod is bound once: a kept connection would only be in the way.
+    agents = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, force_close=True), trust_env=False)
+    livekit = aiohttp.ClientSession(
+        timeout=aiohttp.ClientTimeout(total=options.livekit_timeout_seconds), trust_env=False
+    )
+    async with agents, livekit:
+        sessions = Sessions(
+            kube=kube,
+            view=view,
+            allocator=allocator,
+            courier=Courier(
+                agents,
+                port=options.agent_port,
+                bind_timeout_seconds=options.bind_timeout_seconds,
+                status_timeout_seconds=options.status_timeout_seconds,
+            ),
+            signer=signer,
+            servers=LiveKitServers(
+                kube, settings.livekit_folder, monotonic=loop.time, cache_seconds=options.secret_cache_seconds
+            ),
+            rooms=rooms or LiveKitRooms(livekit),
+            options=options,
+            metrics=metrics,
+            identity=os.environ.get("HOSTNAME") or socket.gethostname(),
+            pod_fact=pod_from_json,
+            cold_pod=_cold_pods(signer),
+            now=utc_now,
+        )
+        informers = [asyncio.create_task(informer.run()) for informer in (pools, pods)]
+        try:
+            yield Services(
+                sessions=sessions,
+                view=view,
+                keys=ApiKeys(settings.api_keys_folder),
+                metrics=metrics,
+                options=options,
+                synced=lambda: (
+                    pools.synced.is_set() and pods.synced.is_set() and not any(task.done() for task in informers)
+                ),
+            )
+        finally:
+            await sessions.close(timeout_seconds=_GRACE_SECONDS)
+            for task in informers:
+                task.cancel()
+            await asyncio.gather(*informers, return_exceptions=True)
+
+
+def _pool_handler(view: ClusterView) -> Callable[[Key, PoolFact | None, PoolFact | None], None]:
+    def handle(key: Key, _old: PoolFact | None, new: PoolFact | None) -> None:
+        if new is None:
+            view.pool_gone(*key)
+        else:
+            view.pool_seen(new)
+
+    return handle
+
+
+def _pod_handler(view: ClusterView) -> Callable[[Key, PodFact | None, PodFact | None], None]:
+    def handle(key: Key, _old: PodFact | None, new: PodFact | None) -> None:
+        if new is None:
+            view.pod_gone(*key)
+        else:
+            view.pod_seen(new)
+
+    return handle
+
+
+def _cold_pods(signer: Signer) -> Callable[[PoolFact, str, Collection[str]], Json]:
+    public_key = signer.public_key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
+    pod_settings = PodSettings(assignment_public_key=public_key)
+
+    def build(pool: PoolFact, session_id: str, taken: Collection[str]) -> Json:
+        hash_ = template_hash(pool, pod_settings)
+        number = next(n for n in range(len(taken) + 1) if pod_name(pool.name, hash_, n) not in taken)
+        return build_pod(pool, number, hash_, pod_settings, cold_start=session_id)
+
+    return build
+
+
+def utc_now() -> datetime:
+    """The current time, with its zone."""
+    return datetime.now(UTC)

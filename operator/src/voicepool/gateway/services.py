@@ -1,0 +1,25 @@
+"""What the routes work with, made once per process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from voicepool.gateway.auth import ApiKeys
+from voicepool.gateway.metrics import GatewayMetrics
+from voicepool.gateway.options import GatewayOptions
+from voicepool.gateway.sessions import Sessions
+from voicepool.gateway.view import ClusterView
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """The parts of a running gateway."""
+
+    sessions: Sessions
+    view: ClusterView
+    keys: ApiKeys
+    metrics: GatewayMetrics
+    options: GatewayOptions
+    synced: Callable[[], bool]
+    """Whether the informers have seen the cluster."""

@@ -1,0 +1,89 @@
+"""What the gateway knows of the cluster: the pools and pods that its informers last saw.
+
+Invariants: changed by the informers only (and by the answer to a bind of our own, which is newer); holds facts, decides nothing; every change of a
+pod is told to one listener, so that nobody polls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+
+from voicepool.binding import is_candidate
+from voicepool.model import BindState, PodFact, PoolFact
+
+PoolKey = tuple[str, str]
+"""Namespace and name."""
+
+
+class ClusterView:
+    """Pools and pods as last seen."""
+
+    def __init__(self) -> None:
+        self.pools: dict[PoolKey, PoolFact] = {}
+        self.spawned = 0
+        """Agent pods seen since this gateway started, those that it found included."""
+        self.assigned = 0
+        """Of them, those that were seen bound."""
+        self._pods: dict[PoolKey, dict[str, PodFact]] = {}
+        self._warm: dict[PoolKey, dict[str, PodFact]] = {}
+        self._names: dict[tuple[str, str], tuple[PoolKey, str]] = {}
+        self._listener: Callable[[PoolKey, str, PodFact | None], None] = lambda _key, _uid, _pod: None
+
+    def listen(self, listener: Callable[[PoolKey, str, PodFact | None], None]) -> None:
+        """Have a function called after every change of a pod, with its pool, its uid and what is known of it now (None: it is gone)."""
+        self._listener = listener
+
+    def pool_seen(self, pool: PoolFact) -> None:
+        """A pool is there, or has changed."""
+        self.pools[pool.namespace, pool.name] = pool
+
+    def pool_gone(self, namespace: str, name: str) -> None:
+        """A pool is no longer there."""
+        self.pools.pop((namespace, name), None)
+
+    def pod_seen(self, pod: PodFact) -> None:
+        """A pod is there, or has changed."""
+        key = (pod.namespace, pod.pool)
+        known = self._names.get((pod.namespace, pod.name))
+        if known is not None and known != (key, pod.uid):
+            # The name was used again, and the end of its first owner was not seen.
+            self.pod_gone(pod.namespace, pod.name)
+        before = self._pods.get(key, {}).get(pod.uid)
+        self.spawned += before is None
+        self.assigned += pod.state is BindState.BOUND and (before is None or before.state is not BindState.BOUND)
+        self._names[pod.namespace, pod.name] = (key, pod.uid)
+        self._pods.setdefault(key, {})[pod.uid] = pod
+        if is_candidate(pod):
+            self._warm.setdefault(key, {})[pod.uid] = pod
+        else:
+            self._warm.get(key, {}).pop(pod.uid, None)
+        self._listener(key, pod.uid, pod)
+
+    def pod_gone(self, namespace: str, name: str) -> None:
+        """A pod is no longer there."""
+        known = self._names.pop((namespace, name), None)
+        if known is None:
+            return
+        key, uid = known
+        self._pods[key].pop(uid, None)
+        self._warm.get(key, {}).pop(uid, None)
+        self._listener(key, uid, None)
+
+    def pods(self, key: PoolKey) -> Iterable[PodFact]:
+        """All pods of a pool."""
+        return self._pods.get(key, {}).values()
+
+    def warm(self, key: PoolKey) -> Mapping[str, PodFact]:
+        """The candidates of a pool by uid."""
+        return self._warm.get(key, {})
+
+    def template_hash(self, key: PoolKey) -> str | None:
+        """The pool's current template, if its status says."""
+        pool = self.pools.get(key)
+        value = pool.status.get("templateHash") if pool else None
+        return value if isinstance(value, str) and value else None
+
+
+def is_live(pod: PodFact) -> bool:
+    """Whether the pod's process runs or will run: what ``maxPods`` counts."""
+    return pod.phase not in ("Succeeded", "Failed")

@@ -1,0 +1,360 @@
+"""The API server over aiohttp: plain JSON in and out, typed errors, no model on the way.
+
+Invariants: every failure is a :class:`~voicepool.kube.api.KubeApiError`, and an answer that did not come is
+:class:`~voicepool.kube.api.Unreachable` (the write may have happened); no write is ever repeated here, since only the caller knows whether
+that is safe; a delete always carries preconditions.
+Credentials come from the official client's configuration loading and are asked for anew with each request, so that a rotated token is used at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import ssl
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import aiohttp
+
+from voicepool.kube.api import (
+    AlreadyExists,
+    Conflict,
+    Forbidden,
+    Gone,
+    Json,
+    KubeApiError,
+    NotFound,
+    Resource,
+    ServerFault,
+    TooManyRequests,
+    Unprocessable,
+    Unreachable,
+    WatchEvent,
+)
+
+JSON_PATCH = "application/json-patch+json"
+MERGE_PATCH = "application/merge-patch+json"
+
+DEFAULT_REQUEST_TIMEOUT_SECONDS = 30.0
+DEFAULT_SILENCE_SECONDS = 90.0
+"""The API server sends a bookmark about once a minute; a watch that has been silent for longer is dead, whatever its socket says."""
+DEFAULT_CONNECTIONS = 64
+
+
+class ConnectionSettingsError(Exception):
+    """No way to the API server is configured; the message says what was looked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """Where the API server is and how to speak to it."""
+
+    server: str
+    """For example ``https://10.96.0.1:443``, without a slash at the end."""
+    ssl_context: ssl.SSLContext | None
+    """None for plain HTTP."""
+    authorization: Callable[[], str | None]
+    """The value of the Authorization header now; None where a client certificate speaks for us."""
+    proxy: str | None = None
+
+
+def load_connection(kubeconfig: Path | None = None, context: str | None = None) -> Connection:
+    """Find the API server: an explicit kubeconfig, the pod's own service account, or the user's kubeconfig, in this order.
+
+    Args:
+        kubeconfig: a file; None looks around.
+        context: a context of the kubeconfig; None is the current one.
+
+    Raises:
+        ConnectionSettingsError: nothing usable was found.
+    """
+    # Slow to import (0.2 s) and needed once.
+    from kubernetes.client import Configuration
+    from kubernetes.config import ConfigException, load_incluster_config, load_kube_config
+
+    configuration = Configuration()
+    in_cluster = kubeconfig is None and bool(os.environ.get("KUBERNETES_SERVICE_HOST"))
+    try:
+        if in_cluster:
+            load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
+        else:
+            load_kube_config(  # type: ignore[no-untyped-call]
+                config_file=str(kubeconfig) if kubeconfig else None, context=context, client_configuration=configuration
+            )
+    except (ConfigException, OSError) as error:
+        looked_at = "the pod's service account" if in_cluster else str(kubeconfig or "$KUBECONFIG or ~/.kube/config")
+        raise ConnectionSettingsError(f"No Kubernetes API server is configured in {looked_at}: {error}") from error
+
+    def authorization() -> str | None:
+        # Reads a projected token again each minute and runs an exec plugin when its token has expired.
+        value: str | None = configuration.get_api_key_with_prefix("BearerToken", alias="authorization")
+        return value.strip() if value else None
+
+    return Connection(
+        server=str(configuration.host).rstrip("/"),
+        ssl_context=_ssl_context(configuration),
+        authorization=authorization,
+        proxy=configuration.proxy or None,
+    )
+
+
+def _ssl_context(configuration: Any) -> ssl.SSLContext | None:
+    if not str(configuration.host).startswith("https://"):
+        return None
+    context = ssl.create_default_context(cafile=configuration.ssl_ca_cert or None)
+    if not configuration.verify_ssl:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    if configuration.cert_file:
+        context.load_cert_chain(configuration.cert_file, configuration.key_file or None)
+    return context
+
+
+def make_session(
+    connection: Connection,
+    *,
+    request_timeout_seconds: float = DEFAULT_REQUEST_TIMEOUT_SECONDS,
+    connections: int = DEFAULT_CONNECTIONS,
+) -> aiohttp.ClientSession:
+    """An HTTP session that authorises each request with the credentials of that moment.
+
+    Args:
+        connection: from :func:`load_connection`.
+        request_timeout_seconds: for one whole request; watches set their own.
+        connections: kept open at most; watches count.
+    """
+
+    async def authorise(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+        value = connection.authorization()
+        if value:
+            request.headers["Authorization"] = value
+        return await handler(request)
+
+    return aiohttp.ClientSession(
+        base_url=connection.server,
+        connector=aiohttp.TCPConnector(
+            limit=connections, ssl=connection.ssl_context if connection.ssl_context else True, keepalive_timeout=60
+        ),
+        headers={"Accept": "application/json", "User-Agent": "voicepool"},
+        timeout=aiohttp.ClientTimeout(total=request_timeout_seconds, sock_connect=10),
+        middlewares=(authorise,),
+        proxy=connection.proxy,
+        trust_env=False,
+    )
+
+
+def error_for(status: int, body: Mapping[str, Any], retry_after: str | None = None) -> KubeApiError:
+    """The error that an HTTP status and a Kubernetes ``Status`` object stand for."""
+    message = str(body.get("message") or f"the API server answered {status}")
+    reason = str(body.get("reason") or "")
+    if status == 409:
+        kind = AlreadyExists if reason == "AlreadyExists" else Conflict
+        return kind(message, status=status, reason=reason)
+    if status == 429:
+        details = body.get("details") or {}
+        try:
+            wait_seconds = float(retry_after or details.get("retryAfterSeconds") or 1)
+        except ValueError:
+            wait_seconds = 1.0
+        return TooManyRequests(message, retry_after_seconds=wait_seconds, status=status, reason=reason)
+    kinds: dict[int, type[KubeApiError]] = {
+        401: Forbidden,
+        403: Forbidden,
+        404: NotFound,
+        410: Gone,
+        422: Unprocessable,
+    }
+    if status >= 500:
+        return ServerFault(message, status=status, reason=reason)
+    # 400 is how the API server refuses an object that it cannot even read (a wrong type, an unknown field): as final as 422.
+    return kinds.get(status, Unprocessable if status == 400 else KubeApiError)(message, status=status, reason=reason)
+
+
+class AiohttpKubeApi:
+    """:class:`~voicepool.kube.api.KubeApi` over one aiohttp session. An async context manager; it closes its session.
+
+    Args:
+        session: from :func:`make_session`.
+        silence_seconds: how long a watch may say nothing before it counts as dead.
+        field_manager: who we are in ``managedFields``.
+    """
+
+    def __init__(
+        self,
+        session: aiohttp.ClientSession,
+        *,
+        silence_seconds: float = DEFAULT_SILENCE_SECONDS,
+        field_manager: str = "voicepool",
+    ) -> None:
+        self._session = session
+        self._silence_seconds = silence_seconds
+        self._field_manager = field_manager
+
+    @classmethod
+    def connect(cls, connection: Connection, **session_options: Any) -> Self:
+        """A client with a session of its own. Needs a running event loop."""
+        return cls(make_session(connection, **session_options))
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the session and with it every open watch."""
+        await self._session.close()
+
+    async def get(self, resource: Resource, namespace: str | None, name: str) -> Json:
+        """Read one object."""
+        return await self._request("GET", resource.path(namespace, name))
+
+    async def list_page(
+        self,
+        resource: Resource,
+        namespace: str | None,
+        *,
+        label_selector: str = "",
+        limit: int = 500,
+        continue_token: str = "",
+        resource_version: str = "",
+    ) -> Json:
+        """Read one page of a list; ``metadata.continue`` of the answer leads to the next."""
+        query = {"limit": str(limit)}
+        if label_selector:
+            query["labelSelector"] = label_selector
+        if continue_token:
+            query["continue"] = continue_token
+        elif resource_version:
+            query["resourceVersion"] = resource_version
+        return await self._request("GET", resource.path(namespace), query=query)
+
+    async def watch(
+        self,
+        resource: Resource,
+        namespace: str | None,
+        *,
+        resource_version: str,
+        label_selector: str = "",
+        timeout_seconds: int = 290,
+    ) -> AsyncIterator[WatchEvent]:
+        """Follow changes after ``resource_version``, with bookmarks; ends when the server ends it.
+
+        Raises:
+            Unreachable: the connection broke, or was silent for too long.
+        """
+        query = {
+            "watch": "1",
+            "allowWatchBookmarks": "true",
+            "resourceVersion": resource_version,
+            "timeoutSeconds": str(timeout_seconds),
+        }
+        if label_selector:
+            query["labelSelector"] = label_selector
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=self._silence_seconds)
+        try:
+            async with self._session.get(resource.path(namespace), params=query, timeout=timeout) as response:
+                if response.status >= 400:
+                    raise await _error_of(response)
+                # Lines are put together here: aiohttp's own reader refuses lines longer than its buffer, and a pod may be larger.
+                rest = b""
+                async for chunk in response.content.iter_any():
+                    *lines, rest = (rest + chunk).split(b"\n")
+                    for line in lines:
+                        if line:
+                            event = json.loads(line)
+                            yield WatchEvent(type=event["type"], object=event["object"])
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
+            raise Unreachable(f"the watch of {resource.plural} broke: {_words(error)}") from error
+
+    async def create(
+        self, resource: Resource, namespace: str, body: Mapping[str, Any], *, dry_run: bool = False
+    ) -> Json:
+        """Create an object and return it as stored."""
+        query = {"fieldManager": self._field_manager}
+        if dry_run:
+            # Strict, because the dry run is there to find a user's spelling mistakes.
+            query |= {"dryRun": "All", "fieldValidation": "Strict"}
+        return await self._request("POST", resource.path(namespace), query=query, body=body)
+
+    async def json_patch(
+        self, resource: Resource, namespace: str, name: str, operations: Sequence[Mapping[str, Any]]
+    ) -> Json:
+        """Apply an RFC 6902 patch atomically and return the object as stored; a failed test is :class:`Unprocessable`."""
+        return await self._request(
+            "PATCH",
+            resource.path(namespace, name),
+            query={"fieldManager": self._field_manager},
+            body=operations,
+            content_type=JSON_PATCH,
+        )
+
+    async def merge_patch(
+        self, resource: Resource, namespace: str, name: str, body: Mapping[str, Any], *, subresource: str | None = None
+    ) -> Json:
+        """Apply an RFC 7386 patch and return the object as stored."""
+        return await self._request(
+            "PATCH",
+            resource.path(namespace, name, subresource),
+            query={"fieldManager": self._field_manager},
+            body=body,
+            content_type=MERGE_PATCH,
+        )
+
+    async def delete(
+        self,
+        resource: Resource,
+        namespace: str,
+        name: str,
+        *,
+        uid: str,
+        resource_version: str,
+        grace_period_seconds: int | None = None,
+    ) -> None:
+        """Delete that very object in that very version. There is no delete without preconditions."""
+        options: Json = {
+            "kind": "DeleteOptions",
+            "apiVersion": "v1",
+            "preconditions": {"uid": uid, "resourceVersion": resource_version},
+        }
+        if grace_period_seconds is not None:
+            options["gracePeriodSeconds"] = grace_period_seconds
+        await self._request("DELETE", resource.path(namespace, name), body=options)
+
+    async def _request(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, str] | None = None,
+        body: Any = None,
+        content_type: str = "application/json",
+    ) -> Json:
+        data = None if body is None else json.dumps(body, separators=(",", ":")).encode()
+        headers = {} if data is None else {"Content-Type": content_type}
+        try:
+            async with self._session.request(method, path, params=query, data=data, headers=headers) as response:
+                if response.status >= 400:
+                    raise await _error_of(response)
+                answer: Json = json.loads(await response.read())
+                return answer
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
+            raise Unreachable(f"{method} {path}: {_words(error)}") from error
+
+
+async def _error_of(response: aiohttp.ClientResponse) -> KubeApiError:
+    text = (await response.read()).decode(errors="replace")
+    try:
+        body = json.loads(text)
+    except ValueError:
+        body = {"message": text.strip()[:500]}
+    return error_for(response.status, body if isinstance(body, dict) else {}, response.headers.get("Retry-After"))
+
+
+def _words(error: BaseException) -> str:
+    return str(error) or type(error).__name__

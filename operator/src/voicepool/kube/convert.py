@@ -1,0 +1,185 @@
+"""From the API server's JSON to facts. Total: whatever the API server stores becomes a fact, or None where it does not concern us."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from typing import Any
+
+from pydantic import ValidationError
+
+from voicepool.kube.api import Json
+from voicepool.model import (
+    AGENT_CONTAINER,
+    ANNOTATION_BOUND_AT,
+    ANNOTATION_COLD_START,
+    ANNOTATION_ROOM,
+    ANNOTATION_START_ATTEMPT,
+    LABEL_POOL,
+    LABEL_SESSION,
+    LABEL_STATE,
+    LABEL_TEMPLATE,
+    BindState,
+    PodFact,
+    PoolFact,
+    VoiceAgentPoolSpec,
+)
+
+logger = logging.getLogger(__name__)
+
+ORDINARY_WAITING = frozenset({"ContainerCreating", "PodInitializing"})
+"""Waiting reasons of a start that goes well."""
+
+MAX_MESSAGE_CHARACTERS = 1024
+
+
+def pool_from_json(obj: Json) -> PoolFact | None:
+    """The fact of a ``VoiceAgentPool``; None (and a warning) where its spec cannot be read by this version of voicepool."""
+    metadata = obj["metadata"]
+    try:
+        spec = VoiceAgentPoolSpec.model_validate(obj.get("spec") or {})
+    except ValidationError as error:
+        first = error.errors()[0]
+        logger.warning(
+            "this version of voicepool cannot read the pool and leaves it alone; install its CRD anew or upgrade",
+            extra={
+                "namespace": metadata.get("namespace"),
+                "pool": metadata.get("name"),
+                "field": ".".join(str(part) for part in first["loc"]),
+                "error": first["msg"],
+            },
+        )
+        return None
+    return PoolFact(
+        namespace=metadata["namespace"],
+        name=metadata["name"],
+        uid=metadata["uid"],
+        resource_version=metadata["resourceVersion"],
+        generation=metadata.get("generation", 0),
+        spec=spec,
+        status=obj.get("status") or {},
+        deleting="deletionTimestamp" in metadata,
+    )
+
+
+def pod_from_json(obj: Json) -> PodFact | None:
+    """The fact of an agent pod; None for a pod without our pool label."""
+    metadata = obj["metadata"]
+    labels: Mapping[str, str] = metadata.get("labels") or {}
+    annotations: Mapping[str, str] = metadata.get("annotations") or {}
+    if LABEL_POOL not in labels:
+        return None
+    status = obj.get("status") or {}
+    container_statuses = status.get("containerStatuses") or []
+    index = next((i for i, entry in enumerate(container_statuses) if entry.get("name") == AGENT_CONTAINER), None)
+    agent = container_statuses[index] if index is not None else {}
+    terminated = (agent.get("state") or {}).get("terminated")
+    phase = status.get("phase", "Pending")
+    not_ready_since = _not_ready_since(status)
+    waiting_reason, message = _waiting(status, container_statuses)
+    if terminated or phase in ("Failed", "Succeeded"):
+        waiting_reason, message = None, _last_words(status, container_statuses, terminated)
+    return PodFact(
+        namespace=metadata["namespace"],
+        name=metadata["name"],
+        uid=metadata["uid"],
+        resource_version=metadata["resourceVersion"],
+        pool=labels[LABEL_POOL],
+        # An unknown state is treated as bound: the safe side, since a bound pod is never touched.
+        state=BindState.WARM if labels.get(LABEL_STATE) == BindState.WARM else BindState.BOUND,
+        session=labels.get(LABEL_SESSION),
+        template_hash=labels.get(LABEL_TEMPLATE, ""),
+        phase=phase,
+        ready=bool(agent.get("ready")),
+        agent_status_index=index,
+        deleting="deletionTimestamp" in metadata,
+        owned=bool(metadata.get("ownerReferences")),
+        created_at=datetime.fromisoformat(metadata["creationTimestamp"]),
+        started_at=_time(status.get("startTime")),
+        finished_at=_finished_at(status, terminated, phase),
+        pod_ip=status.get("podIP") or None,
+        node=(obj.get("spec") or {}).get("nodeName"),
+        room=annotations.get(ANNOTATION_ROOM),
+        bound_at=_time(annotations.get(ANNOTATION_BOUND_AT)),
+        cold_start=annotations.get(ANNOTATION_COLD_START),
+        start_attempt=_count(annotations.get(ANNOTATION_START_ATTEMPT)),
+        waiting_reason=waiting_reason,
+        message=message[:MAX_MESSAGE_CHARACTERS] if message else None,
+        exit_code=terminated.get("exitCode") if terminated else None,
+        not_ready_since=not_ready_since,
+        once_ready=bool(agent.get("ready")) or _was_ready(not_ready_since, agent, terminated),
+    )
+
+
+def _waiting(
+    status: Mapping[str, Any], container_statuses: Iterable[Mapping[str, Any]]
+) -> tuple[str | None, str | None]:
+    """Why the pod does not start, and the words for it; any container may be the one that holds it up."""
+    for entry in [*(status.get("initContainerStatuses") or ()), *container_statuses]:
+        waiting = (entry.get("state") or {}).get("waiting") or {}
+        reason = waiting.get("reason")
+        if reason and reason not in ORDINARY_WAITING:
+            return reason, waiting.get("message")
+    for condition in status.get("conditions") or ():
+        if condition.get("type") == "PodScheduled" and condition.get("status") == "False":
+            return condition.get("reason") or "Unschedulable", condition.get("message")
+    return None, None
+
+
+def _last_words(
+    status: Mapping[str, Any], container_statuses: Iterable[Mapping[str, Any]], terminated: Mapping[str, Any] | None
+) -> str | None:
+    """What is known of an end: the agent's termination message, another container's, the kubelet's reason, in this order."""
+    if terminated and terminated.get("message"):
+        return str(terminated["message"])
+    for entry in [*(status.get("initContainerStatuses") or ()), *container_statuses]:
+        other = (entry.get("state") or {}).get("terminated") or {}
+        if other.get("exitCode"):
+            words = other.get("message") or other.get("reason")
+            if words:
+                return f"container {entry.get('name')}: {words}"
+    return status.get("message") or status.get("reason") or (terminated or {}).get("reason")
+
+
+def _not_ready_since(status: Mapping[str, Any]) -> datetime | None:
+    for condition in status.get("conditions") or ():
+        if condition.get("type") == "Ready":
+            return _time(condition.get("lastTransitionTime")) if condition.get("status") != "True" else None
+    return None
+
+
+def _was_ready(
+    not_ready_since: datetime | None, agent: Mapping[str, Any], terminated: Mapping[str, Any] | None
+) -> bool:
+    """Whether the Ready condition became False after the agent had been started, which needs a True in between.
+
+    A pod that was never Ready has had the condition at False since before its containers started.
+    """
+    running = (agent.get("state") or {}).get("running") or {}
+    started_at = _time((terminated or running).get("startedAt"))
+    return bool(not_ready_since and started_at and not_ready_since > started_at)
+
+
+def _finished_at(status: Mapping[str, Any], terminated: Mapping[str, Any] | None, phase: str) -> datetime | None:
+    if terminated:
+        finished = _time(terminated.get("finishedAt"))
+        if finished:
+            return finished
+    if phase not in ("Failed", "Succeeded"):
+        return None
+    # Evicted or lost with its node: no container says when, the conditions do.
+    changes = [_time(condition.get("lastTransitionTime")) for condition in status.get("conditions") or ()]
+    return max((change for change in changes if change), default=None)
+
+
+def _time(text: Any) -> datetime | None:
+    try:
+        moment = datetime.fromisoformat(text) if text else None
+    except (TypeError, ValueError):
+        return None
+    return moment if moment and moment.tzinfo else None
+
+
+def _count(text: str | None) -> int:
+    return int(text) if text and text.isascii() and text.isdigit() and len(text) < 6 else 0

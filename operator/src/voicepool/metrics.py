@@ -1,0 +1,51 @@
+"""The operator's Prometheus metrics. Each has the pool where that helps to act; reasons are from a fixed, small set."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+POD_STATES = ("starting", "warm", "bound", "ended", "failed", "leaving", "cold")
+
+DURATION_BUCKETS_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+
+
+class OperatorMetrics:
+    """All metrics of one operator process.
+
+    Args:
+        registry: where they are registered; a new one for each operator keeps tests apart.
+    """
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.registry = registry
+        pool = ("namespace", "pool")
+        self.pods = Gauge("voicepool_pods", "Pods of a pool by state.", (*pool, "state"), registry=registry)
+        self.warm_target = Gauge("voicepool_warm_target_pods", "spec.replicas of a pool.", pool, registry=registry)
+        self.creates = Counter("voicepool_pod_creates", "Pods created.", pool, registry=registry)
+        self.deletes = Counter(
+            "voicepool_pod_deletes", "Pods deleted, by reason.", (*pool, "reason"), registry=registry
+        )
+        self.conflicts = Counter(
+            "voicepool_write_conflicts",
+            "Writes that lost against somebody else and were dropped: no error.",
+            ("operation",),
+            registry=registry,
+        )
+        self.status_writes = Counter("voicepool_status_writes", "Writes of a pool's status.", pool, registry=registry)
+        self.reconcile_seconds = Histogram(
+            "voicepool_reconcile_seconds",
+            "Time from taking a pool up to having done what its plan says.",
+            ("outcome",),
+            buckets=DURATION_BUCKETS_SECONDS,
+            registry=registry,
+        )
+        self.lists = Counter(
+            "voicepool_informer_lists", "Full lists of pods, by reason.", ("reason",), registry=registry
+        )
+        self.queued_pools = Gauge("voicepool_queued_pools", "Pools that wait for a worker.", registry=registry)
+
+    def forget(self, namespace: str, pool: str) -> None:
+        """Drop the gauges of a pool that is gone."""
+        for state in POD_STATES:
+            self.pods.remove(namespace, pool, state)
+        self.warm_target.remove(namespace, pool)

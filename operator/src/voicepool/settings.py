@@ -1,0 +1,99 @@
+"""Everything that can be set from outside: ``VOICEPOOL_*`` environment variables, read once at the start into a frozen model.
+
+A field ``health_port`` is the variable ``VOICEPOOL_HEALTH_PORT``. Other ``VOICEPOOL_*`` variables are ignored, since Kubernetes itself adds
+some for Services.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+PREFIX = "VOICEPOOL_"
+
+
+class SettingsError(Exception):
+    """A setting is missing or wrong; the message names each variable and says what is wrong with it."""
+
+
+class Settings(BaseModel):
+    """What both processes need."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", str_strip_whitespace=True)
+
+    kubeconfig: Path | None = None
+    """A kubeconfig file. Default: the pod's service account, else ``$KUBECONFIG`` or ``~/.kube/config``."""
+    kube_context: str | None = None
+    """A context of the kubeconfig. Default: its current one."""
+    namespace: str | None = None
+    """Serve the pools of this namespace only. Default: of all namespaces."""
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    """The least severe log record that is written."""
+    request_timeout_seconds: Annotated[float, Field(gt=0)] = 30.0
+    """How long one request to the API server may take; watches are not meant."""
+    watch_silence_seconds: Annotated[float, Field(ge=65)] = 90.0
+    """A watch that says nothing for so long is dead. The API server sends a bookmark about once a minute."""
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str]) -> Self:
+        """Read the settings.
+
+        Empty variables count as not set.
+
+        Args:
+            environment: usually ``os.environ``.
+
+        Raises:
+            SettingsError: with one line for each bad variable.
+        """
+        values = {
+            field: environment[PREFIX + field.upper()]
+            for field in cls.model_fields
+            if environment.get(PREFIX + field.upper())
+        }
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            lines = []
+            for problem in error.errors(include_url=False):
+                variable = PREFIX + str(problem["loc"][0]).upper()
+                found = "" if problem["type"] == "missing" else f" (it is {values.get(str(problem['loc'][0]))!r})"
+                lines.append(f"{variable}: {'must be set' if problem['type'] == 'missing' else problem['msg']}{found}")
+            raise SettingsError("\n".join(lines)) from None
+
+
+class OperatorSettings(Settings):
+    """The operator's settings."""
+
+    assignment_public_key_file: Path
+    """PEM file with the gateway's Ed25519 public key, or an X.509 certificate of it. Agents accept no assignment that it does not verify."""
+    health_host: str = "0.0.0.0"  # noqa: S104 - the kubelet comes from outside of the pod
+    """Address of ``/livez``, ``/readyz`` and ``/metrics``."""
+    health_port: Annotated[int, Field(ge=0, le=65535)] = 8081
+    """Port of ``/livez``, ``/readyz`` and ``/metrics``; 0 is any free one."""
+    workers: Annotated[int, Field(ge=1, le=64)] = 4
+    """How many pools are worked on at the same time."""
+    parallel_writes: Annotated[int, Field(ge=1, le=256)] = 16
+    """How many creates or deletes of one pool are under way at the same time."""
+    resync_seconds: Annotated[float, Field(ge=1)] = 60.0
+    """Every pool is looked at this often, even if nothing seems to have happened."""
+    orphan_retention_seconds: Annotated[int, Field(ge=0)] = 300
+    """How long an ended pod is kept whose pool is gone."""
+
+
+class GatewaySettings(Settings):
+    """The gateway's settings."""
+
+    assignment_private_key_file: Path
+    """PEM file (PKCS8) with the Ed25519 private key that signs assignments."""
+    api_keys_folder: Path
+    """A folder with one file for each API key, named as the key: ``sha256:<hex>``, optionally followed by ``pools=<namespace>/<pool>,...``."""
+    livekit_folder: Path
+    """A folder with the files ``url``, ``api-key`` and ``api-secret``."""
+    listen_host: str = "0.0.0.0"  # noqa: S104 - callers come from outside of the pod
+    """Address of the session API."""
+    listen_port: Annotated[int, Field(ge=0, le=65535)] = 8080
+    """Port of the session API; 0 is any free one."""

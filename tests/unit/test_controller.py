@@ -1,0 +1,285 @@
+"""The controller does what the plan says, and survives what the API server answers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry
+from tests.unit.api_server import ApiServer, until
+
+from voicepool import controller as controller_module
+from voicepool import queue as queue_module
+from voicepool.controller import Controller, ControllerSettings, PoolStore, pod_informer
+from voicepool.kube.api import PODS, POOLS, Forbidden, Json, TooManyRequests, Unprocessable, Unreachable
+from voicepool.kube.convert import pool_from_json
+from voicepool.metrics import OperatorMetrics
+from voicepool.podspec import PodSettings
+
+KEY = ("calls", "demo")
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(controller_module, "STATUS_INTERVAL_SECONDS", 0.001)
+    monkeypatch.setattr(queue_module, "RETRY_FIRST_SECONDS", 0.001)
+
+
+@pytest.fixture
+def server() -> ApiServer:
+    return ApiServer()
+
+
+def put_pool(server: ApiServer, name: str = "demo", **spec: Any) -> Json:
+    template = {"spec": {"containers": [{"name": "agent", "image": "example.org/agent:1"}]}}
+    return server.put(
+        POOLS, {"metadata": {"name": name, "generation": 1}, "spec": {"template": template, "replicas": 2, **spec}}
+    )
+
+
+class Running:
+    """A controller at work."""
+
+    def __init__(self, server: ApiServer, controller: Controller, metrics: OperatorMetrics, task: Any) -> None:
+        self.server = server
+        self.controller = controller
+        self.metrics = metrics
+        self.task = task
+
+    def show(self, name: str = "demo") -> None:
+        """What a watch does when a pool changes."""
+        pool = pool_from_json(self.server.objects[("voiceagentpools", "calls", name)])
+        assert pool is not None
+        self.controller.pool_changed(pool)
+
+    def status(self) -> Json:
+        return dict(self.server.objects[("voiceagentpools", "calls", "demo")].get("status", {}))
+
+    def condition(self, kind: str) -> Json:
+        found = [entry for entry in self.status().get("conditions", []) if entry["type"] == kind]
+        return found[0] if found else {}
+
+    def become_warm(self, name: str) -> None:
+        statuses = [{"name": "agent", "ready": True}]
+        self.server.change(PODS, name, status={"phase": "Running", "podIP": "10.0.0.1", "containerStatuses": statuses})
+
+    def value(self, metric: str, **labels: str) -> float:
+        return self.metrics.registry.get_sample_value(metric, labels) or 0.0
+
+
+@asynccontextmanager
+async def running(server: ApiServer, **settings: Any) -> AsyncIterator[Running]:
+    metrics = OperatorMetrics(CollectorRegistry())
+    pods = pod_informer(server, None)
+    controller = Controller(
+        server,
+        pods,
+        PoolStore(),
+        PodSettings("key"),
+        metrics,
+        lambda: server.now,
+        ControllerSettings(**{"resync_seconds": 3600, **settings}),
+    )
+    informing = asyncio.create_task(pods.run())
+    working = asyncio.create_task(controller.run())
+    try:
+        yield Running(server, controller, metrics, working)
+    finally:
+        for task in (working, informing):
+            task.cancel()
+        await asyncio.gather(working, informing, return_exceptions=True)
+
+
+async def test_it_fills_a_pool_and_tells_so(server: ApiServer) -> None:
+    put_pool(server)
+    async with running(server) as it:
+        await until(lambda: len(server.names(PODS)) == 2)
+        for name in server.names(PODS):
+            it.become_warm(name)
+        await until(lambda: it.condition("Ready").get("status") == "True")
+        assert it.status()["readyReplicas"] == 2
+        assert it.value("voicepool_pod_creates_total", namespace="calls", pool="demo") == 2
+        assert it.value("voicepool_pods", namespace="calls", pool="demo", state="warm") == 2
+
+
+async def test_a_converged_pool_makes_no_write(server: ApiServer) -> None:
+    put_pool(server)
+    async with running(server, resync_seconds=0.005) as it:
+        await until(lambda: len(server.names(PODS)) == 2)
+        for name in server.names(PODS):
+            it.become_warm(name)
+        await until(lambda: it.condition("Ready").get("status") == "True")
+        done = it.value("voicepool_reconcile_seconds_count", outcome="ok")
+        before = list(server.calls)
+        await until(lambda: it.value("voicepool_reconcile_seconds_count", outcome="ok") > done + 10)
+        assert server.calls == before
+
+
+async def test_a_bound_pod_is_replaced(server: ApiServer) -> None:
+    put_pool(server)
+    async with running(server):
+        await until(lambda: len(server.names(PODS)) == 2)
+        name = server.names(PODS)[0]
+        server.change(PODS, name, metadata={"labels": {"voicepool.dev/state": "bound"}})
+        await until(lambda: len(server.names(PODS)) == 3)
+        assert name in server.names(PODS)
+
+
+async def test_a_bind_that_comes_before_the_delete_wins(server: ApiServer) -> None:
+    put_pool(server, replicas=1)
+    async with running(server) as it:
+        await until(lambda: len(server.names(PODS)) == 1)
+        (name,) = server.names(PODS)
+        server.muted = True
+        await asyncio.sleep(0)
+        server.change(PODS, name, metadata={"labels": {"voicepool.dev/state": "bound"}})
+        server.change(POOLS, "demo", spec={"replicas": 0}, metadata={"generation": 2})
+        it.show()
+        await until(lambda: ("delete", name) in server.calls)
+        assert server.names(PODS) == [name]
+        assert it.value("voicepool_write_conflicts_total", operation="delete") >= 1
+
+
+async def test_scaled_down_it_deletes(server: ApiServer) -> None:
+    put_pool(server)
+    async with running(server) as it:
+        await until(lambda: len(server.names(PODS)) == 2)
+        server.change(POOLS, "demo", spec={"replicas": 0}, metadata={"generation": 2})
+        it.show()
+        await until(lambda: not server.names(PODS))
+        assert it.value("voicepool_pod_deletes_total", namespace="calls", pool="demo", reason="scale_down") == 2
+
+
+async def test_a_pod_that_is_not_there_any_more_is_not_waited_for(server: ApiServer) -> None:
+    put_pool(server, replicas=1)
+    async with running(server) as it:
+        await until(lambda: len(server.names(PODS)) == 1)
+        server.muted = True
+        await asyncio.sleep(0)
+        server.vanish(PODS, server.names(PODS)[0])
+        server.change(POOLS, "demo", spec={"replicas": 0}, metadata={"generation": 2})
+        it.show()
+        await until(lambda: any(operation == "delete" for operation, _ in server.calls))
+        await until(lambda: it.status().get("replicas") == 0)
+
+
+async def test_a_name_that_is_taken_is_no_error(server: ApiServer) -> None:
+    put_pool(server, replicas=1)
+    async with running(server) as it:
+        await until(lambda: len(server.names(PODS)) == 1)
+        # A second leader that has not seen the first one's pod.
+        pods = pod_informer(server, None)
+        pods.synced.set()
+        second = Controller(
+            server, pods, PoolStore(), PodSettings("key"), it.metrics, lambda: server.now, ControllerSettings()
+        )
+        pool = pool_from_json(server.objects[("voiceagentpools", "calls", "demo")])
+        assert pool is not None
+        second.pool_changed(pool)
+        await second.reconcile(KEY)
+        second.queue.close()
+        assert len(server.names(PODS)) == 1
+        assert it.value("voicepool_write_conflicts_total", operation="create") == 1
+
+
+async def test_failed_creates_are_tried_again_few_at_a_time(server: ApiServer) -> None:
+    put_pool(server, replicas=20)
+    server.failures["create"] = [Unreachable("reset"), TooManyRequests("slow", retry_after_seconds=0.001)]
+    async with running(server) as it:
+        await until(lambda: it.value("voicepool_reconcile_seconds_count", outcome="error") >= 1)
+        await until(lambda: len(server.names(PODS)) == 20)
+
+
+async def test_a_refused_template_is_told_and_checked_again_later(
+    server: ApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_pool(server)
+    server.failures["dry_run"] = [Unprocessable('unknown field "imagee"', status=400)]
+    async with running(server) as it:
+        await until(lambda: it.condition("TemplateValid").get("status") == "False")
+        assert "imagee" in it.condition("Ready")["message"]
+        assert not server.names(PODS)
+        monkeypatch.setattr(controller_module, "TEMPLATE_RECHECK_SECONDS", 0.0)
+        it.controller.queue.add(KEY)
+        await until(lambda: len(server.names(PODS)) == 2)
+        await until(lambda: it.condition("TemplateValid").get("status") == "True")
+
+
+async def test_a_create_that_a_quota_forbids_is_told(server: ApiServer) -> None:
+    put_pool(server, replicas=1)
+    server.failures["create"] = [Forbidden("exceeded quota: pods", status=403)]
+    async with running(server) as it:
+        await until(lambda: "exceeded quota" in it.condition("TemplateValid").get("message", ""))
+
+
+async def test_ended_pods_of_a_pool_that_is_gone_are_cleaned_up_and_bound_ones_left(server: ApiServer) -> None:
+    put_pool(server)
+    async with running(server, orphan_retention_seconds=60) as it:
+        await until(lambda: len(server.names(PODS)) == 2)
+        first, second = server.names(PODS)
+        for name in (first, second):
+            server.change(PODS, name, metadata={"labels": {"voicepool.dev/state": "bound"}})
+        finished = (server.now + timedelta(seconds=1)).isoformat()
+        state = {"terminated": {"exitCode": 0, "finishedAt": finished}}
+        uid = server.objects[("voiceagentpools", "calls", "demo")]["metadata"]["uid"]
+        server.vanish(POOLS, "demo")
+        it.controller.pool_deleted(KEY, uid)
+        ended = {"phase": "Succeeded", "containerStatuses": [{"name": "agent", "state": state}]}
+        server.change(PODS, first, status=ended)
+        done = it.value("voicepool_reconcile_seconds_count", outcome="ok")
+        await until(lambda: it.value("voicepool_reconcile_seconds_count", outcome="ok") > done)
+        assert first in server.names(PODS)
+        server.now += timedelta(seconds=61)
+        it.controller.queue.add(KEY)
+        await until(lambda: first not in server.names(PODS))
+        assert second in server.names(PODS)
+        assert (
+            it.metrics.registry.get_sample_value("voicepool_warm_target_pods", {"namespace": "calls", "pool": "demo"})
+            is None
+        )
+
+
+async def test_a_pool_whose_deletion_nobody_saw_is_dropped_by_the_next_list(server: ApiServer) -> None:
+    put_pool(server)
+    async with running(server, resync_seconds=0.005) as it:
+        await until(lambda: len(server.names(PODS)) == 2)
+        server.vanish(POOLS, "demo")
+        labels = {"namespace": "calls", "pool": "demo"}
+        await until(lambda: it.metrics.registry.get_sample_value("voicepool_warm_target_pods", labels) is None)
+        for name in server.names(PODS):
+            server.vanish(PODS, name)
+        done = it.value("voicepool_reconcile_seconds_count", outcome="ok")
+        await until(lambda: it.value("voicepool_reconcile_seconds_count", outcome="ok") > done)
+        assert not server.names(PODS)
+
+
+async def test_an_error_that_nobody_expected_ends_it(server: ApiServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    put_pool(server)
+
+    def broken(*_: Any) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(controller_module, "plan", broken)
+    async with running(server) as it:
+        with pytest.raises(ExceptionGroup):
+            await it.task
+
+
+def test_the_store_keeps_the_newest_and_knows_its_own() -> None:
+    store = PoolStore()
+    server = ApiServer()
+    older = pool_from_json(put_pool(server))
+    newer = pool_from_json(put_pool(server, replicas=3))
+    assert older is not None
+    assert newer is not None
+    assert store.apply(newer)
+    assert not store.apply(older)
+    assert store.get(KEY) is newer
+    assert not store.remove(KEY, "another uid")
+    assert store.replace([], position=int(older.resource_version)) == set()
+    assert store.replace([], position=int(newer.resource_version)) == {KEY}
+    assert list(store) == []

@@ -1,0 +1,189 @@
+"""From the API server's JSON to facts."""
+
+from __future__ import annotations
+
+import json
+import logging
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from voicepool.kube.convert import pod_from_json, pool_from_json
+from voicepool.model import BindState, PodFact
+
+CREATED = "2026-03-01T12:00:00Z"
+
+
+def agent(state: dict[str, Any], *, ready: bool = False) -> dict[str, Any]:
+    return {"name": "agent", "ready": ready, "state": state}
+
+
+def pod(
+    *statuses: dict[str, Any],
+    labels: dict[str, str] | None = None,
+    annotations: dict[str, str] | None = None,
+    **status: Any,
+) -> PodFact:
+    fact = pod_from_json(
+        {
+            "metadata": {
+                "name": "demo-aaaaaaaa-0",
+                "namespace": "calls",
+                "uid": "u",
+                "resourceVersion": "7",
+                "creationTimestamp": CREATED,
+                "labels": {"voicepool.dev/pool": "demo", "voicepool.dev/state": "warm"} | (labels or {}),
+                "annotations": annotations or {},
+            },
+            "status": {"containerStatuses": list(statuses), **status},
+        }
+    )
+    assert fact is not None
+    return fact
+
+
+def test_a_pod_without_our_label_does_not_concern_us() -> None:
+    assert pod_from_json({"metadata": {"name": "other"}}) is None
+
+
+def test_a_warm_pod() -> None:
+    running = {"running": {"startedAt": "2026-03-01T12:00:02Z"}}
+    fact = pod(
+        {"name": "proxy", "ready": True},
+        agent(running, ready=True),
+        phase="Running",
+        podIP="10.0.0.1",
+        startTime="2026-03-01T12:00:01Z",
+        conditions=[{"type": "Ready", "status": "True", "lastTransitionTime": "2026-03-01T12:00:05Z"}],
+    )
+    assert fact.state is BindState.WARM
+    assert (fact.ready, fact.agent_status_index, fact.pod_ip) == (True, 1, "10.0.0.1")
+    assert fact.created_at == datetime(2026, 3, 1, 12, tzinfo=UTC)
+    assert fact.started_at == datetime(2026, 3, 1, 12, 0, 1, tzinfo=UTC)
+    assert fact.not_ready_since is None
+    assert fact.once_ready
+    assert not fact.finished
+    assert (fact.waiting_reason, fact.message, fact.exit_code) == (None, None, None)
+
+
+def test_a_pod_that_starts_as_it_should_waits_for_nothing() -> None:
+    fact = pod(agent({"waiting": {"reason": "ContainerCreating"}}), phase="Pending")
+    assert (fact.waiting_reason, fact.message) == (None, None)
+
+
+def test_a_failed_pull_has_its_reason_and_words() -> None:
+    fact = pod(agent({"waiting": {"reason": "ErrImagePull", "message": "not found"}}))
+    assert (fact.waiting_reason, fact.message) == ("ErrImagePull", "not found")
+
+
+def test_an_init_container_may_be_what_holds_it_up() -> None:
+    waiting = {"name": "models", "state": {"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}}}
+    fact = pod(agent({"waiting": {"reason": "PodInitializing"}}), initContainerStatuses=[waiting])
+    assert fact.waiting_reason == "ImagePullBackOff"
+
+
+def test_an_unschedulable_pod_has_the_schedulers_words() -> None:
+    condition = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/1 nodes"}
+    fact = pod(conditions=[condition])
+    assert (fact.waiting_reason, fact.message) == ("Unschedulable", "0/1 nodes")
+
+
+def test_a_failed_build_has_the_termination_message() -> None:
+    terminated = {"exitCode": 1, "message": "GROQ_API_KEY is not set", "finishedAt": "2026-03-01T12:00:03Z"}
+    fact = pod(agent({"terminated": terminated}), phase="Failed")
+    assert fact.finished
+    assert (fact.exit_code, fact.message) == (1, "GROQ_API_KEY is not set")
+    assert fact.finished_at == datetime(2026, 3, 1, 12, 0, 3, tzinfo=UTC)
+    assert not fact.once_ready
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        ({"reason": "Evicted", "message": "The node was low on memory"}, "The node was low on memory"),
+        ({"reason": "DeadlineExceeded"}, "DeadlineExceeded"),
+        ({}, "OOMKilled"),
+    ],
+)
+def test_without_a_termination_message_the_kubelet_has_the_word(status: dict[str, Any], words: str) -> None:
+    fact = pod(agent({"terminated": {"exitCode": 0, "reason": "OOMKilled"}}), phase="Failed", **status)
+    assert fact.message == words
+
+
+def test_a_failed_init_container_is_named() -> None:
+    broken = {"name": "models", "state": {"terminated": {"exitCode": 2, "reason": "Error"}}}
+    assert pod(initContainerStatuses=[broken], phase="Failed").message == "container models: Error"
+
+
+def test_the_end_of_a_pod_that_no_container_knows_of_is_its_last_change() -> None:
+    conditions = [
+        {"type": "Ready", "status": "False", "lastTransitionTime": "2026-03-01T12:07:00Z"},
+        {"type": "Initialized", "status": "True", "lastTransitionTime": "2026-03-01T12:00:00Z"},
+    ]
+    fact = pod(phase="Failed", conditions=conditions)
+    assert fact.finished_at == datetime(2026, 3, 1, 12, 7, tzinfo=UTC)
+
+
+def test_a_pod_whose_readiness_went_after_its_agent_had_started_was_ready() -> None:
+    terminated = {"exitCode": 1, "startedAt": "2026-03-01T12:00:01Z", "finishedAt": "2026-03-01T12:30:00Z"}
+    conditions = [{"type": "Ready", "status": "False", "lastTransitionTime": "2026-03-01T12:30:00Z"}]
+    assert pod(agent({"terminated": terminated}), phase="Failed", conditions=conditions).once_ready
+
+
+def test_a_pod_whose_readiness_never_changed_was_not() -> None:
+    terminated = {"exitCode": 1, "startedAt": "2026-03-01T12:00:01Z", "finishedAt": "2026-03-01T12:00:09Z"}
+    conditions = [{"type": "Ready", "status": "False", "lastTransitionTime": "2026-03-01T12:00:00Z"}]
+    assert not pod(agent({"terminated": terminated}), phase="Failed", conditions=conditions).once_ready
+
+
+def test_an_unknown_state_is_treated_as_bound() -> None:
+    assert pod(labels={"voicepool.dev/state": "something"}).state is BindState.BOUND
+
+
+def test_what_the_bind_wrote() -> None:
+    fact = pod(
+        labels={"voicepool.dev/state": "bound", "voicepool.dev/session": "s"},
+        annotations={"voicepool.dev/bound-at": "2026-03-01T12:00:00.123456Z", "voicepool.dev/room": "r"},
+    )
+    assert (fact.session, fact.room) == ("s", "r")
+    assert fact.bound_at == datetime(2026, 3, 1, 12, 0, 0, 123456, tzinfo=UTC)
+
+
+@pytest.mark.parametrize("text", ["", "x", "-1", "99999999", "٣"])
+def test_a_start_attempt_that_is_no_number_counts_as_none(text: str) -> None:
+    assert pod(annotations={"voicepool.dev/start-attempt": text}).start_attempt == 0
+
+
+@given(st.text(), st.text())
+def test_no_annotation_breaks_it(attempt: str, moment: str) -> None:
+    fact = pod(annotations={"voicepool.dev/start-attempt": attempt, "voicepool.dev/bound-at": moment})
+    assert fact.name == "demo-aaaaaaaa-0"
+
+
+def test_a_long_message_is_cut() -> None:
+    fact = pod(agent({"terminated": {"exitCode": 1, "message": "x" * 5000}}), phase="Failed")
+    assert fact.message is not None
+    assert len(fact.message) == 1024
+
+
+def pool_object(**spec: Any) -> dict[str, Any]:
+    metadata = {"name": "demo", "namespace": "calls", "uid": "u", "resourceVersion": "7", "generation": 3}
+    return {"metadata": metadata, "spec": {"template": {"spec": {}}, **spec}}
+
+
+def test_a_pool() -> None:
+    fact = pool_from_json(pool_object(replicas=4, session={"maxDurationSeconds": 99}))
+    assert fact is not None
+    assert (fact.spec.replicas, fact.spec.session.max_duration_seconds, fact.generation) == (4, 99, 3)
+    assert not fact.deleting
+
+
+def test_a_pool_of_another_version_is_left_alone_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        assert pool_from_json(pool_object(replicas=-1)) is None
+    (record,) = caplog.records
+    assert vars(record)["field"] == "replicas"
+    assert json.dumps(vars(record)["pool"]) == '"demo"'

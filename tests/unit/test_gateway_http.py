@@ -1,0 +1,160 @@
+"""The edges of the session API: keys, limits, errors, health."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from tests.unit.fakes import POOLS, pool_object
+from tests.unit.gateways import API_KEY, AUTHORIZED, SCOPED_KEY, World, hashed, world
+
+
+@pytest.fixture
+async def here(tmp_path: Path) -> AsyncIterator[World]:
+    async with world(tmp_path) as made:
+        yield made
+
+
+async def test_without_a_key_or_with_a_wrong_one_nothing_is_started(here: World) -> None:
+    here.pool()
+    here.pods(1)
+    client = (await here.gateway()).client
+    for headers in ({}, {"X-API-Key": "wrong"}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic eDp5"}):
+        answer = await client.post("/start", json={}, headers=headers)
+        assert (answer.status_code, answer.json()["code"]) == (401, "UNAUTHENTICATED")
+    assert not here.kube.bound()
+
+
+async def test_a_key_may_come_in_either_header(here: World) -> None:
+    here.pool()
+    here.pods(2)
+    client = (await here.gateway()).client
+    assert (await client.post("/start", json={}, headers={"X-API-Key": API_KEY})).status_code == 200
+    assert (await client.post("/start", headers=AUTHORIZED)).status_code == 200
+
+
+async def test_a_gateway_without_keys_refuses_everything_and_says_why(here: World) -> None:
+    for file in (here.folder / "keys").iterdir():
+        file.unlink()
+    client = (await here.gateway()).client
+    answer = await client.post("/start", headers=AUTHORIZED)
+    assert (answer.status_code, answer.json()["code"]) == (401, "NO_API_KEYS")
+
+
+async def test_a_withdrawn_key_stops_working_and_a_new_one_works_without_a_restart(here: World) -> None:
+    here.pool()
+    here.pods(1)
+    client = (await here.gateway()).client
+    (here.folder / "keys" / "everything").unlink()
+    assert (await client.post("/start", headers=AUTHORIZED)).status_code == 401
+    (here.folder / "keys" / "fresh").write_text(hashed("another"))
+    assert (await client.post("/start", headers={"X-API-Key": "another"})).status_code == 200
+
+
+async def test_a_key_is_good_for_its_pools_only(here: World) -> None:
+    here.pool()
+    here.kube.put(POOLS, pool_object("other", onEmpty={"policy": "Reject"}))
+    client = (await here.gateway()).client
+    headers = {"X-API-Key": SCOPED_KEY}
+    refused = await client.post("/v1/public/demo/start", headers=headers)
+    assert (refused.status_code, refused.json()["code"]) == (403, "POOL_NOT_ALLOWED")
+    assert (await client.get("/v1/agents/demo/sessions", headers=headers)).status_code == 403
+    assert (await client.post("/v1/public/other/start", headers=headers)).json()["code"] == "NO_WARM_AGENT"
+    assert (await client.post("/start", headers=headers)).json()["code"] == "NO_WARM_AGENT"
+
+
+async def test_a_pool_may_be_named_with_its_namespace(here: World) -> None:
+    here.pool()
+    here.pods(1)
+    client = (await here.gateway(default_namespace="elsewhere")).client
+    assert (await client.post("/v1/public/calls.demo/start", headers=AUTHORIZED)).status_code == 200
+
+
+async def test_an_unknown_pool_and_an_unknown_session_are_not_found(here: World) -> None:
+    here.pool()
+    client = (await here.gateway()).client
+    answer = await client.post("/v1/public/nowhere/start", headers=AUTHORIZED)
+    assert (answer.status_code, answer.json()["code"]) == (404, "POOL_NOT_FOUND")
+    for name in ("nobody", "a%20b%3Dc"):
+        answer = await client.get(f"/v1/agents/demo/sessions/{name}", headers=AUTHORIZED)
+        assert (answer.status_code, answer.json()["code"]) == (404, "SESSION_NOT_FOUND")
+
+
+@pytest.mark.parametrize(
+    ("content", "code"),
+    [
+        (b"{", "MALFORMED_JSON"),
+        (b"\xff\xfe", "MALFORMED_JSON"),
+        (b"[]", "INVALID_REQUEST"),
+        (b'{"transport": "daily"}', "INVALID_REQUEST"),
+        (b'{"sessionId": "not a label"}', "INVALID_REQUEST"),
+    ],
+)
+async def test_a_bad_body_is_refused_in_words(here: World, content: bytes, code: str) -> None:
+    here.pool()
+    here.pods(1)
+    headers = AUTHORIZED | {"Content-Type": "application/json"}
+    answer = await (await here.gateway()).client.post("/start", content=content, headers=headers)
+    assert (answer.status_code, answer.json()["code"]) == (400, code)
+    assert set(answer.json()) == {"error", "code", "detail", "info"}
+
+
+async def test_a_body_over_the_limit_is_refused_before_it_is_read(here: World) -> None:
+    read = 0
+
+    async def endless() -> AsyncIterator[bytes]:
+        nonlocal read
+        while True:
+            read += 1
+            yield b"x" * 65536
+
+    here.pool()
+    client = (await here.gateway()).client
+    answer = await client.post("/start", content=endless(), headers=AUTHORIZED)
+    assert (answer.status_code, answer.json()["code"]) == (413, "BODY_TOO_LARGE")
+    assert read <= 18
+    answer = await client.post("/start", content=b"x", headers=AUTHORIZED | {"Content-Length": "1048577"})
+    assert answer.status_code == 413
+
+
+async def test_every_error_has_one_shape(here: World) -> None:
+    client = (await here.gateway()).client
+    for answer, status in ((await client.get("/nowhere"), 404), (await client.get("/start"), 405)):
+        assert answer.status_code == status
+        assert set(answer.json()) == {"error", "code", "detail", "info"}
+
+
+async def test_what_nobody_foresaw_is_a_500_without_a_stack_trace(here: World) -> None:
+    here.pool()
+    gateway = await here.gateway()
+    here.kube.before["list"] = [RuntimeError("canary")]  # type: ignore[list-item]
+    answer = await gateway.client.get("/v1/agents/demo/sessions/one", headers=AUTHORIZED)
+    assert (answer.status_code, answer.json()["code"]) == (500, "INTERNAL")
+    assert "canary" not in answer.text
+
+
+async def test_health_has_the_first_systems_shape(here: World) -> None:
+    here.pool()
+    here.pods(2)
+    here.pods(1, ready=False, first=2)
+    client = (await here.gateway()).client
+    assert (await client.get("/api/health")).json() == {
+        "success": True,
+        "status": "healthy",
+        "sessions": {"ready": 0, "starting": 1, "pool": 2},
+        "stats": {"totalSpawned": 3, "totalAssigned": 0},
+        "capacity": {"current": 3, "max": 50, "available": 47},
+    }
+
+
+async def test_probes_metrics_and_the_document_are_served(here: World) -> None:
+    here.pool()
+    here.pods(1)
+    gateway = await here.gateway()
+    await gateway.start()
+    assert (await gateway.client.get("/healthz")).status_code == 200
+    assert (await gateway.client.get("/readyz")).status_code == 200
+    metrics = (await gateway.client.get("/metrics")).text
+    assert 'voicepool_gateway_starts_total{namespace="calls",outcome="started",pool="demo"} 1.0' in metrics
+    assert "/v1/public/{pool}/start" in (await gateway.client.get("/openapi.json")).json()["paths"]

@@ -1,0 +1,344 @@
+"""Starts through the whole HTTP path, against an API server in memory and agents that verify their orders."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import jwt
+import pytest
+from tests.unit.fakes import POOL, pod_status
+from tests.unit.gateways import API_KEY, AUTHORIZED, LIVEKIT_SECRET, World, world
+
+from voicepool.kube.api import PODS, POOLS, Unreachable
+
+LABEL = "voicepool.dev/session"
+
+
+@pytest.fixture
+async def here(tmp_path: Path) -> AsyncIterator[World]:
+    async with world(tmp_path) as made:
+        yield made
+
+
+async def until(condition: Any) -> None:
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110 -- what is waited for has no event of its own
+            await asyncio.sleep(0.005)
+
+
+async def test_a_start_binds_a_warm_pod_and_hands_out_a_token_for_its_room(here: World) -> None:
+    here.pool()
+    (name,) = here.pods(1)
+    gateway = await here.gateway()
+    answer = await gateway.start(body={"name": "Ada"})
+    assert answer.status_code == 200, answer.text
+    started = answer.json()
+    assert started["url"] == "ws://livekit.example:7880"
+    assert started["coldStart"] is False
+    assert here.kube.pod(name)["metadata"]["labels"][LABEL] == started["sessionId"]
+    (claims,) = here.agents.of(name).claims
+    assert claims["body"] == {"name": "Ada"}
+    assert claims["room"] == started["roomName"] == here.rooms.made[0]
+    assert "ownerReferences" not in here.kube.pod(name)["metadata"]
+
+
+async def test_a_callers_token_is_for_minutes_one_room_and_the_microphone(here: World) -> None:
+    here.pool()
+    here.pods(1)
+    started = (await (await here.gateway()).start()).json()
+    claims = jwt.decode(started["token"], LIVEKIT_SECRET, algorithms=["HS256"])
+    grants = claims["video"]
+    assert grants["room"] == started["roomName"]
+    assert grants["canPublishSources"] == ["microphone"]
+    assert grants["canSubscribe"] is grants["canPublishData"] is True
+    assert {name for name, value in grants.items() if value is False} >= {
+        "roomAdmin",
+        "roomCreate",
+        "roomList",
+        "agent",
+        "hidden",
+    }
+    assert claims["exp"] - claims["nbf"] == 300
+
+
+async def test_an_agents_token_is_refused_by_livekit_from_the_assignments_expiry_on(here: World) -> None:
+    here.pool()
+    (name,) = here.pods(1)
+    await (await here.gateway()).start()
+    (order,) = here.agents.of(name).claims
+    token = jwt.decode(order["token"], LIVEKIT_SECRET, algorithms=["HS256"], options={"verify_exp": False})
+    assert token["kind"] == "agent"
+    assert token["video"]["agent"] is True
+    # LiveKit's server goes on accepting for 60 seconds.
+    assert token["exp"] + 60 <= order["exp"]
+
+
+async def test_two_gateways_and_one_pod_give_one_winner(here: World) -> None:
+    here.pool(onEmpty={"policy": "Reject"})
+    here.pods(1)
+    one, two = await here.gateway(), await here.gateway()
+    here.kube.hold_patch = asyncio.Event()
+    starts = [asyncio.create_task(gateway.start()) for gateway in (one, two)]
+    await until(lambda: len(here.rooms.made) == 2)
+    here.kube.hold_patch.set()
+    answers = await asyncio.gather(*starts)
+    assert sorted(answer.status_code for answer in answers) == [200, 429]
+    assert len(here.kube.bound()) == 1
+
+
+async def test_fifty_simultaneous_starts_on_ten_pods_bind_ten_and_say_so_to_forty(here: World) -> None:
+    here.pool(onEmpty={"policy": "Reject"})
+    here.pods(10)
+    gateways = [await here.gateway(), await here.gateway()]
+    answers = await asyncio.gather(*(gateways[number % 2].start() for number in range(50)))
+    winners = [answer.json() for answer in answers if answer.status_code == 200]
+    losers = [answer for answer in answers if answer.status_code != 200]
+    assert len({winner["agent"]["pod"] for winner in winners}) == len(winners) == 10
+    assert {(answer.status_code, answer.json()["code"]) for answer in losers} == {(429, "NO_WARM_AGENT")}
+    assert all(int(answer.headers["Retry-After"]) >= 1 for answer in losers)
+
+
+async def test_a_pod_that_is_dying_is_not_bound_though_the_view_is_stale(here: World) -> None:
+    here.pool(onEmpty={"policy": "Reject"})
+    (name,) = here.pods(1)
+    gateway = await here.gateway()
+    here.kube.quiet = True
+    here.kube.edit(PODS, name, {"metadata": {"deletionTimestamp": datetime.now(UTC).isoformat()}})
+    assert (await gateway.start()).status_code == 429
+    assert not here.kube.bound()
+
+
+async def test_a_pod_that_is_no_longer_ready_is_not_bound_though_the_view_is_stale(here: World) -> None:
+    here.pool(onEmpty={"policy": "Reject"})
+    (name,) = here.pods(1)
+    gateway = await here.gateway()
+    here.kube.quiet = True
+    here.kube.edit(PODS, name, {"status": pod_status(0, ready=False)})
+    assert (await gateway.start()).status_code == 429
+    assert not here.kube.bound()
+
+
+async def test_with_no_pod_ready_a_queued_start_is_answered_when_its_time_is_up(here: World) -> None:
+    here.pool(onEmpty={"policy": "Queue", "timeoutSeconds": 1})
+    here.pods(2, ready=False)
+    answer = await (await here.gateway()).start()
+    assert (answer.status_code, answer.json()["code"]) == (503, "NO_WARM_AGENT")
+    assert "2 are starting" in answer.json()["detail"]
+
+
+async def test_those_who_wait_are_served_first_come_first_served(here: World) -> None:
+    here.pool()
+    gateway = await here.gateway()
+    starts = []
+    for number in range(3):
+        starts.append(asyncio.create_task(gateway.start(sessionId=f"caller-{number}")))
+        await until(
+            lambda number=number: (
+                gateway.services.metrics.registry.get_sample_value(
+                    "voicepool_gateway_queue_waiters", {"namespace": "calls", "pool": POOL}
+                )
+                == number + 1
+            )
+        )
+    for number in range(3):
+        here.pods(1, first=number)
+        answer = await starts[number]
+        assert answer.json()["agent"]["pod"].endswith(f"-{number}")
+
+
+async def test_a_refused_session_goes_to_the_next_pod_at_once_in_the_same_room(here: World) -> None:
+    here.pool()
+    here.pods(2)
+    here.agents.refuse_next = [(503, "NOT_PARKED")]
+    gateway = await here.gateway()
+    answer = await gateway.start()
+    assert answer.status_code == 200, answer.text
+    await gateway.services.sessions.settled()
+    assert len(here.kube.pods()) == 1
+    carriers = here.kube.bound()
+    assert [pod["metadata"]["name"] for pod in carriers] == [answer.json()["agent"]["pod"]]
+    assert len(set(here.rooms.made)) == 1
+
+
+async def test_a_silent_agents_session_goes_to_another_only_after_the_assignment_has_expired(here: World) -> None:
+    here.pool()
+    names = here.pods(2)
+    for name in names:
+        here.agents.of(name).silent_for, here.agents.of(name).deaf = 1, True
+        here.agents.of(name).state = "starting"
+    gateway = await here.gateway(bind_timeout_seconds=0.2, assignment_seconds=2.0)
+    start = asyncio.create_task(gateway.start())
+    await until(lambda: any(agent.claims for agent in here.agents.all()))
+    first = next(agent for agent in here.agents.all() if agent.claims)
+    second = next(agent for agent in here.agents.all() if agent is not first)
+    second.silent_for, second.state = 0, "parked"
+    assert (await start).status_code == 200
+    assert second.session is not None
+    assert second.answered_at[0].timestamp() >= first.claims[0]["exp"]
+
+
+async def test_a_lost_answer_is_found_by_asking_the_agent(here: World) -> None:
+    here.pool()
+    (name,) = here.pods(1)
+    here.agents.of(name).silent_for = 1
+    answer = await (await here.gateway(bind_timeout_seconds=0.2)).start()
+    assert answer.status_code == 200
+    assert len(here.agents.of(name).claims) == 1
+
+
+async def test_a_bind_whose_answer_was_lost_is_recognised_as_our_own(here: World) -> None:
+    here.pool()
+    (name,) = here.pods(1)
+    here.kube.after["patch"] = [Unreachable("reset")]
+    answer = await (await here.gateway()).start()
+    assert answer.status_code == 200
+    assert here.kube.pod(name)["metadata"]["labels"][LABEL] == answer.json()["sessionId"]
+
+
+async def test_the_same_idempotency_key_through_two_gateways_gets_one_agent(here: World) -> None:
+    here.pool()
+    here.pods(6)
+    gateways = [await here.gateway(), await here.gateway()]
+    key = {"Idempotency-Key": "order-1"}
+    answers = await asyncio.gather(*(gateways[number % 2].start(headers=key) for number in range(8)))
+    assert {answer.status_code for answer in answers} == {200}, [answer.text for answer in answers]
+    started = [answer.json() for answer in answers]
+    assert len({one["sessionId"] for one in started}) == len({one["agent"]["pod"] for one in started}) == 1
+    assert len({one["token"] for one in started}) == len(started)
+    assert len(here.agents.with_session(started[0]["sessionId"])) == 1
+    assert len(here.kube.bound()) == 1
+
+
+async def test_an_ended_session_does_not_get_a_second_agent(here: World) -> None:
+    here.pool()
+    (_name, _) = here.pods(2)
+    gateway = await here.gateway()
+    started = (await gateway.start(sessionId="once")).json()
+    here.kube.edit(PODS, started["agent"]["pod"], {"status": {"phase": "Succeeded"}})
+    answer = await gateway.start(sessionId="once")
+    assert (answer.status_code, answer.json()["code"]) == (409, "SESSION_ENDED")
+
+
+async def test_with_livekit_down_nothing_is_bound(here: World) -> None:
+    here.pool()
+    here.pods(1)
+    here.rooms.down = True
+    gateway = await here.gateway()
+    answer = await gateway.start()
+    assert (answer.status_code, answer.json()["code"]) == (503, "LIVEKIT_UNAVAILABLE")
+    assert not here.kube.bound()
+    here.rooms.down = False
+    assert (await gateway.start()).status_code == 200
+
+
+async def test_a_pool_whose_livekit_secret_is_missing_says_so(here: World) -> None:
+    here.pool(livekit={"secretName": "nowhere"})
+    here.pods(1)
+    answer = await (await here.gateway()).start()
+    assert (answer.status_code, answer.json()["code"]) == (503, "LIVEKIT_NOT_CONFIGURED")
+    assert "calls/nowhere" in answer.json()["detail"]
+
+
+async def test_a_cold_start_makes_one_pod_for_this_caller_and_says_so(here: World) -> None:
+    here.pool(onEmpty={"policy": "ColdStart"})
+    gateway = await here.gateway()
+    start = asyncio.create_task(gateway.start())
+    await until(here.kube.pods)
+    (pod,) = here.kube.pods()
+    here.kube.edit(PODS, pod["metadata"]["name"], {"status": pod_status(0)})
+    answer = (await start).json()
+    assert answer["coldStart"] is True
+    assert pod["metadata"]["annotations"]["voicepool.dev/cold-start"] == answer["sessionId"]
+
+
+async def test_a_cold_start_does_not_pass_max_pods(here: World) -> None:
+    here.pool(onEmpty={"policy": "ColdStart"}, maxPods=1)
+    here.pods(1, ready=False)
+    answer = await (await here.gateway()).start()
+    assert (answer.status_code, answer.json()["code"]) == (429, "POOL_AT_CAPACITY")
+
+
+async def test_a_caller_who_leaves_the_queue_takes_no_pod(here: World) -> None:
+    here.pool()
+    gateway = await here.gateway()
+    start = asyncio.create_task(gateway.start())
+    await until(
+        lambda: (
+            gateway.services.metrics.registry.get_sample_value(
+                "voicepool_gateway_queue_waiters", {"namespace": "calls", "pool": POOL}
+            )
+            == 1
+        )
+    )
+    start.cancel()
+    await asyncio.gather(start, return_exceptions=True)
+    here.pods(1)
+    second = await gateway.start()
+    assert second.status_code == 200
+    assert len(here.kube.bound()) == 1
+
+
+async def test_a_caller_who_leaves_after_the_bind_leaves_no_agent_waiting(here: World) -> None:
+    here.pool()
+    (name,) = here.pods(1)
+    gateway = await here.gateway()
+    here.kube.hold_patch = asyncio.Event()
+    start = asyncio.create_task(gateway.start())
+    await until(lambda: here.rooms.made)
+    start.cancel()
+    await asyncio.gather(start, return_exceptions=True)
+    here.kube.hold_patch.set()
+    await until(lambda: here.agents.of(name).ends == ["cancel"])
+
+
+async def test_a_caller_may_wait_until_the_agent_has_joined(here: World) -> None:
+    here.pool()
+    here.pods(1)
+    gateway = await here.gateway()
+    assert (await gateway.start(waitFor="joined")).json()["state"] == "joined"
+
+
+async def test_a_session_is_listed_shown_and_ended(here: World) -> None:
+    here.pool()
+    (name,) = here.pods(1)
+    gateway = await here.gateway()
+    session_id = (await gateway.start()).json()["sessionId"]
+    path = f"/v1/agents/{POOL}/sessions"
+    await until(lambda: any(pod.session for pod in gateway.services.view.pods(("calls", POOL))))
+    assert (await gateway.client.get(path, headers=AUTHORIZED)).json()["total_count"] == 1
+    shown = (await gateway.client.get(f"{path}/{session_id}", headers=AUTHORIZED)).json()
+    assert (shown["state"], shown["agent"]["pod"]) == ("accepted", name)
+    ended = await gateway.client.delete(f"{path}/{session_id}?mode=drain", headers=AUTHORIZED)
+    assert ended.json() == {"status": "draining", "session_id": session_id}
+    assert here.agents.of(name).ends == ["drain"]
+
+
+async def test_no_secret_reaches_a_log_or_an_error(here: World, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    here.pool()
+    (name, _) = here.pods(2)
+    here.agents.of(name).refuses = (503, "NOT_PARKED")
+    gateway = await here.gateway()
+    answer = await gateway.start(body={"card": "canary-body"})
+    await gateway.client.post("/start", headers={"X-API-Key": "canary-wrong-key"})
+    secrets = [API_KEY, LIVEKIT_SECRET, "canary", answer.json()["token"]]
+    secrets += [claims["token"] for agent in here.agents.all() for claims in agent.claims]
+    written = " ".join(
+        f"{record.getMessage()} {vars(record)}" for record in caplog.records if record.name.startswith("voicepool")
+    )
+    assert "a session has its agent" in written
+    assert [secret for secret in secrets if secret in written] == []
+
+
+async def test_a_pool_that_is_being_deleted_takes_no_new_session(here: World) -> None:
+    here.pool()
+    here.pods(1)
+    gateway = await here.gateway()
+    here.kube.edit(POOLS, POOL, {"metadata": {"deletionTimestamp": datetime.now(UTC).isoformat()}})
+    await until(lambda: gateway.services.view.pools["calls", POOL].deleting)
+    assert (await gateway.start()).json()["code"] == "POOL_NOT_FOUND"

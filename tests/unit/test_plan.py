@@ -1,0 +1,459 @@
+"""plan() decides what a pool needs: these are its rules, one by one, and its properties over all inputs."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.unit.facts import (
+    NOW,
+    OLD,
+    TEMPLATE,
+    bound,
+    by_name,
+    condition,
+    deleted_names,
+    ended,
+    failed,
+    pod,
+    pool,
+    warm,
+)
+
+from voicepool.model import BindState, PodFact, PoolFact
+from voicepool.plan import HELD_REASONS, DeleteReason, Plan, Template, backoff_seconds, plan
+from voicepool.podspec import pod_name
+
+
+def settled(**spec: Any) -> Mapping[str, Any]:
+    """The status of a pool that has reached its target."""
+    replicas = spec.get("replicas", 1)
+    return plan(pool(**spec), [warm(number) for number in range(replicas)], NOW - timedelta(hours=1), TEMPLATE).status
+
+
+class TestFilling:
+    """Missing pods are created."""
+
+    def test_an_empty_pool_gets_its_pods(self) -> None:
+        decided = plan(pool(replicas=3), [], NOW, TEMPLATE)
+        assert [create.number for create in decided.creates] == [0, 1, 2]
+        assert not decided.deletes
+
+    def test_a_full_pool_gets_nothing(self) -> None:
+        decided = plan(pool(replicas=2), [warm(0), pod(1)], NOW, TEMPLATE)
+        assert not decided.creates
+        assert not decided.deletes
+
+    def test_a_bound_pod_is_replaced_at_once_under_the_lowest_free_number(self) -> None:
+        decided = plan(pool(replicas=2), [bound(0), warm(2)], NOW, TEMPLATE)
+        assert [create.number for create in decided.creates] == [1]
+
+    def test_a_pod_that_is_going_away_is_replaced_and_keeps_its_name(self) -> None:
+        decided = plan(pool(replicas=1), [warm(0, deleting=True)], NOW, TEMPLATE)
+        assert [create.number for create in decided.creates] == [1]
+
+    def test_max_pods_counts_bound_and_leaving_pods(self) -> None:
+        decided = plan(pool(replicas=3, max_pods=4), [bound(0), warm(1), warm(2, deleting=True)], NOW, TEMPLATE)
+        assert len(decided.creates) == 1
+        at_capacity = condition(decided, "AtCapacity")
+        assert at_capacity is not None
+        assert at_capacity["status"] == "True"
+        assert "maxPods 4" in at_capacity["message"]
+
+    def test_an_ended_pod_takes_no_room(self) -> None:
+        decided = plan(pool(replicas=1, max_pods=1), [ended(0, 1)], NOW, TEMPLATE)
+        assert len(decided.creates) == 1
+
+    def test_a_refused_template_creates_nothing_and_says_why(self) -> None:
+        decided = plan(pool(replicas=1), [], NOW, Template("cccccccc", "spec.containers[0].imagee: unknown field"))
+        assert not decided.creates
+        for kind, status in (("TemplateValid", "False"), ("Ready", "False"), ("Stalled", "True")):
+            found = condition(decided, kind)
+            assert found is not None
+            assert found["status"] == status
+            assert "imagee" in found["message"]
+
+    def test_a_pool_that_is_being_deleted_gets_nothing(self) -> None:
+        decided = plan(pool(deleting=True, replicas=5), [warm(0), bound(1)], NOW, TEMPLATE)
+        assert not decided.creates
+        assert not decided.deletes
+
+
+class TestScalingDown:
+    """Pods that are too many go, in an order."""
+
+    def test_starting_pods_go_first(self) -> None:
+        decided = plan(pool(replicas=1), [warm(0), pod(1), pod(2)], NOW, TEMPLATE)
+        assert deleted_names(decided) == ["demo-aaaaaaaa-1", "demo-aaaaaaaa-2"]
+
+    def test_of_warm_pods_the_newest_goes_first(self) -> None:
+        pods = [warm(0, age_seconds=5), warm(1, age_seconds=500)]
+        assert deleted_names(plan(pool(replicas=1), pods, NOW, TEMPLATE)) == ["demo-aaaaaaaa-0"]
+
+    def test_to_zero_only_unbound_pods_go(self) -> None:
+        decided = plan(pool(replicas=0), [warm(0), bound(1), bound(2, deleting=True), pod(3)], NOW, TEMPLATE)
+        assert deleted_names(decided) == ["demo-aaaaaaaa-0", "demo-aaaaaaaa-3"]
+
+    def test_a_delete_names_the_version_that_was_judged(self) -> None:
+        victim = by_name(plan(pool(replicas=0), [warm(7)], NOW, TEMPLATE), "demo-aaaaaaaa-7")
+        assert (victim.uid, victim.resource_version) == ("uid-aaaaaaaa-7", "107")
+        assert victim.reason is DeleteReason.SCALE_DOWN
+
+    def test_a_pod_in_an_unknown_state_counts_as_bound(self) -> None:
+        decided = plan(pool(replicas=0), [dataclasses.replace(warm(0), state=BindState.BOUND)], NOW, TEMPLATE)
+        assert not decided.deletes
+
+
+class TestFailing:
+    """Failed starts are replaced, slower and slower."""
+
+    def test_the_first_failure_is_replaced_at_once_and_kept_for_its_words(self) -> None:
+        decided = plan(pool(replicas=1), [failed(0)], NOW, TEMPLATE)
+        assert [(create.number, create.start_attempt) for create in decided.creates] == [(1, 1)]
+        assert not decided.deletes
+
+    def test_the_second_failure_waits_and_only_the_newest_is_kept(self) -> None:
+        pods = [failed(0, 30), failed(1, 4, start_attempt=1)]
+        decided = plan(pool(replicas=1), pods, NOW, TEMPLATE)
+        assert not decided.creates
+        assert deleted_names(decided) == ["demo-aaaaaaaa-0"]
+        assert decided.requeue_after_seconds == pytest.approx(6)
+
+    def test_after_the_wait_one_pod_finds_out_for_all(self) -> None:
+        decided = plan(pool(replicas=10), [failed(1, 11, start_attempt=1)], NOW, TEMPLATE)
+        assert [create.start_attempt for create in decided.creates] == [2]
+
+    def test_while_it_finds_out_no_more_are_started(self) -> None:
+        pods = [failed(1, 60, start_attempt=1), pod(2, start_attempt=2)]
+        assert not plan(pool(replicas=10), pods, NOW, TEMPLATE).creates
+
+    def test_a_success_after_the_failure_ends_the_back_off(self) -> None:
+        pods = [failed(1, 5, age_seconds=60, start_attempt=4), warm(2, age_seconds=3)]
+        decided = plan(pool(replicas=4), pods, NOW, TEMPLATE)
+        assert len(decided.creates) == 3
+        assert {create.start_attempt for create in decided.creates} == {0}
+        assert deleted_names(decided) == ["demo-aaaaaaaa-1"]
+
+    def test_a_new_template_does_not_pay_for_the_old_one(self) -> None:
+        decided = plan(pool(replicas=1), [failed(0, template=OLD, start_attempt=6)], NOW, TEMPLATE)
+        assert [create.start_attempt for create in decided.creates] == [0]
+        assert deleted_names(decided) == ["demo-bbbbbbbb-0"]
+
+    def test_a_pod_that_was_warm_for_long_and_died_is_no_failed_start(self) -> None:
+        died = failed(0, once_ready=True, age_seconds=3600, start_attempt=3)
+        decided = plan(pool(replicas=1), [died], NOW, TEMPLATE)
+        assert [create.start_attempt for create in decided.creates] == [0]
+        assert deleted_names(decided) == [died.name]
+
+    def test_a_late_pod_stays_until_its_successor_may_start(self) -> None:
+        late = pod(0, age_seconds=125, start_attempt=1)
+        waiting = plan(pool(replicas=1), [late], NOW, TEMPLATE)
+        assert not waiting.creates
+        assert not waiting.deletes
+        assert waiting.requeue_after_seconds == pytest.approx(5)
+        decided = plan(pool(replicas=1), [late], NOW + timedelta(seconds=5), TEMPLATE)
+        assert len(decided.creates) == 1
+        assert by_name(decided, late.name).reason is DeleteReason.STARTUP_DEADLINE
+
+    def test_a_starting_pod_is_looked_at_again_at_its_deadline(self) -> None:
+        assert plan(pool(), [pod(0, age_seconds=100)], NOW, TEMPLATE).requeue_after_seconds == pytest.approx(20)
+
+    def test_a_pod_that_lost_its_readiness_has_the_whole_deadline_to_find_it_again(self) -> None:
+        lost = pod(0, age_seconds=3600, phase="Running", not_ready_since=NOW - timedelta(seconds=3), once_ready=True)
+        decided = plan(pool(), [lost], NOW, TEMPLATE)
+        assert not decided.deletes
+        assert decided.requeue_after_seconds == pytest.approx(117)
+
+    @pytest.mark.parametrize("reason", sorted(HELD_REASONS))
+    def test_what_a_new_pod_would_wait_for_too_is_held(self, reason: str) -> None:
+        decided = plan(pool(replicas=1), [pod(0, age_seconds=9999, waiting_reason=reason)], NOW, TEMPLATE)
+        assert not decided.creates
+        assert not decided.deletes
+
+    def test_the_back_off_doubles_from_10_to_300_seconds(self) -> None:
+        assert [backoff_seconds(n) for n in (1, 2, 3, 4, 5, 6, 7, 10_000)] == [0, 10, 20, 40, 80, 160, 300, 300]
+
+
+class TestRollout:
+    """A new template."""
+
+    def test_one_surplus_pod_is_created_first(self) -> None:
+        decided = plan(pool(replicas=2), [warm(0, template=OLD), warm(1, template=OLD)], NOW, TEMPLATE)
+        assert len(decided.creates) == 1
+        assert not decided.deletes
+
+    def test_an_old_pod_goes_when_the_new_one_is_ready(self) -> None:
+        decided = plan(pool(replicas=2), [warm(0, template=OLD), warm(1, template=OLD), warm(0)], NOW, TEMPLATE)
+        assert len(decided.deletes) == 1
+        assert decided.deletes[0].reason is DeleteReason.ROLLOUT
+        assert decided.deletes[0].name.startswith("demo-bbbbbbbb")
+
+    def test_an_old_pod_that_is_still_starting_goes_at_once(self) -> None:
+        decided = plan(pool(replicas=1), [pod(0, template=OLD)], NOW, TEMPLATE)
+        assert deleted_names(decided) == ["demo-bbbbbbbb-0"]
+        assert len(decided.creates) == 1
+
+    def test_bound_pods_of_the_old_template_are_left_alone(self) -> None:
+        assert not plan(pool(replicas=1), [bound(0, template=OLD), warm(0)], NOW, TEMPLATE).deletes
+
+    def test_without_room_for_a_surplus_one_old_pod_makes_room(self) -> None:
+        decided = plan(pool(replicas=2, max_pods=2), [warm(0, template=OLD), warm(1, template=OLD)], NOW, TEMPLATE)
+        assert len(decided.deletes) == 1
+        assert not decided.creates
+
+    def test_a_new_template_that_fails_takes_no_warm_pod_away(self) -> None:
+        pods = [warm(0, template=OLD), failed(0, 5, start_attempt=2)]
+        assert not plan(pool(replicas=1, max_pods=1), pods, NOW, TEMPLATE).deletes
+
+
+class TestEndedAndColdStarts:
+    """Pods that are not counted."""
+
+    def test_an_ended_pod_is_kept_for_its_retention(self) -> None:
+        decided = plan(pool(replicas=0), [ended(0, 100)], NOW, TEMPLATE)
+        assert not decided.deletes
+        assert decided.requeue_after_seconds == pytest.approx(200)
+
+    def test_and_then_deleted(self) -> None:
+        decided = plan(pool(replicas=0), [ended(0, 300)], NOW, TEMPLATE)
+        assert by_name(decided, "demo-aaaaaaaa-0").reason is DeleteReason.ENDED
+
+    def test_also_when_the_pool_is_being_deleted(self) -> None:
+        assert deleted_names(plan(pool(deleting=True), [ended(0, 301)], NOW, TEMPLATE)) == ["demo-aaaaaaaa-0"]
+
+    def test_one_that_is_going_away_already_is_left_alone(self) -> None:
+        assert not plan(pool(replicas=0), [ended(0, 999, deleting=True)], NOW, TEMPLATE).deletes
+
+    def test_a_session_ends_with_its_agent_even_if_another_container_goes_on(self) -> None:
+        decided = plan(pool(replicas=0), [ended(0, 301, phase="Running")], NOW, TEMPLATE)
+        assert deleted_names(decided) == ["demo-aaaaaaaa-0"]
+
+    def test_without_any_time_of_its_end_the_bind_counts(self) -> None:
+        lost = bound(0, phase="Failed", bound_at=NOW - timedelta(seconds=301))
+        assert deleted_names(plan(pool(replicas=0), [lost], NOW, TEMPLATE)) == [lost.name]
+
+    def test_a_cold_start_is_neither_counted_nor_a_victim(self) -> None:
+        decided = plan(pool(replicas=1), [warm(0, cold_start="session-1")], NOW, TEMPLATE)
+        assert len(decided.creates) == 1
+        assert not decided.deletes
+        assert not plan(pool(replicas=0), [pod(0, cold_start="session-1")], NOW, TEMPLATE).deletes
+
+    def test_but_takes_room(self) -> None:
+        assert not plan(pool(replicas=1, max_pods=1), [pod(0, cold_start="session-1")], NOW, TEMPLATE).creates
+
+    def test_and_goes_when_nobody_has_bound_it_by_the_deadline(self) -> None:
+        decided = plan(pool(replicas=0), [warm(0, cold_start="session-1", age_seconds=121)], NOW, TEMPLATE)
+        assert by_name(decided, "demo-aaaaaaaa-0").reason is DeleteReason.COLD_START_UNUSED
+
+
+class TestStatus:
+    """What a pool tells."""
+
+    def test_counts(self) -> None:
+        pods = [warm(0), pod(1), bound(2), ended(3, 1), failed(4), warm(5, deleting=True), warm(6, cold_start="s")]
+        status = plan(pool(replicas=2), pods, NOW, TEMPLATE).status
+        assert {name: status[name] for name in status if name.endswith("eplicas")} == {
+            "replicas": 2,
+            "readyReplicas": 1,
+            "startingReplicas": 1,
+            "boundReplicas": 1,
+            "endedReplicas": 1,
+            "updatedReplicas": 2,
+            "failedReplicas": 1,
+        }
+        assert status["selector"] == "voicepool.dev/pool=demo,voicepool.dev/state=warm"
+        assert status["templateHash"] == TEMPLATE.hash
+        assert status["observedGeneration"] == 1
+
+    def test_a_new_pool_is_reconciling_and_not_ready(self) -> None:
+        decided = plan(pool({"observedGeneration": -1}), [], NOW, TEMPLATE)
+        assert (condition(decided, "Ready") or {})["status"] == "False"
+        assert (condition(decided, "Reconciling") or {})["status"] == "True"
+        assert condition(decided, "Stalled") is None
+
+    def test_a_call_does_not_make_a_pool_unready(self) -> None:
+        decided = plan(pool(settled()), [bound(0), pod(1)], NOW, TEMPLATE)
+        assert (condition(decided, "Ready") or {})["status"] == "True"
+        assert condition(decided, "Reconciling") is None
+        assert (condition(decided, "WarmTargetMet") or {})["status"] == "False"
+
+    def test_an_image_that_does_not_exist_is_named_with_the_pod_and_the_kubelets_words(self) -> None:
+        waiting = pod(0, waiting_reason="ErrImagePull", message="not found: example.org/agent:1")
+        decided = plan(pool(), [waiting], NOW, TEMPLATE)
+        ready = condition(decided, "Ready") or {}
+        assert ready["status"] == "False"
+        assert ready["reason"] == "ImagePullFailed"
+        for words in ("example.org/agent:1", waiting.name, "not found"):
+            assert words in ready["message"]
+        assert condition(decided, "Stalled") is not None
+        assert condition(decided, "Reconciling") is None
+
+    def test_a_failed_build_is_told_by_the_first_line_of_its_termination_message(self) -> None:
+        decided = plan(pool(), [failed(0, message="GROQ_API_KEY is not set\nmore")], NOW, TEMPLATE)
+        ready = condition(decided, "Ready") or {}
+        assert ready["reason"] == "AgentFailed"
+        assert ready["message"].endswith("exit code 1 before a caller came: GROQ_API_KEY is not set")
+
+    def test_a_failed_build_without_words_points_to_the_log(self) -> None:
+        ready = condition(plan(pool(), [failed(0, exit_code=None)], NOW, TEMPLATE), "Ready") or {}
+        assert "its log may say why" in ready["message"]
+
+    def test_a_pod_that_never_becomes_ready_is_told_with_the_limit(self) -> None:
+        ready = condition(plan(pool(), [pod(0, age_seconds=130)], NOW, TEMPLATE), "Ready") or {}
+        assert ready["reason"] == "StartupDeadlineExceeded"
+        assert "120 s" in ready["message"]
+
+    def test_an_unschedulable_pod_is_told_in_the_schedulers_words_and_not_stalled(self) -> None:
+        waiting = pod(0, waiting_reason="Unschedulable", message="0/3 nodes are available: insufficient cpu")
+        decided = plan(pool(), [waiting], NOW, TEMPLATE)
+        ready = condition(decided, "Ready") or {}
+        assert ready["reason"] == "Unschedulable"
+        assert "insufficient cpu" in ready["message"]
+        assert condition(decided, "Stalled") is None
+
+    def test_a_missing_secret_is_told(self) -> None:
+        waiting = pod(0, waiting_reason="CreateContainerConfigError", message='secret "keys" not found')
+        ready = condition(plan(pool(), [waiting], NOW, TEMPLATE), "Ready") or {}
+        assert ready["reason"] == "ContainerConfigFailed"
+        assert 'secret "keys" not found' in ready["message"]
+
+    def test_one_failure_beside_warm_pods_is_no_reason_to_be_unready(self) -> None:
+        status = settled(replicas=2)
+        decided = plan(pool(status, replicas=2), [warm(0, age_seconds=60), failed(1)], NOW, TEMPLATE)
+        assert (condition(decided, "Ready") or {})["status"] == "True"
+
+    def test_nothing_wanted_is_ready(self) -> None:
+        ready = condition(plan(pool(replicas=0), [], NOW, TEMPLATE), "Ready") or {}
+        assert (ready["status"], ready["reason"]) == ("True", "ScaledToZero")
+
+    def test_a_transition_time_moves_only_with_the_status(self) -> None:
+        first = plan(pool(), [pod(0)], NOW, TEMPLATE)
+        again = plan(pool(first.status), [pod(0)], NOW + timedelta(seconds=9), TEMPLATE)
+        assert again.status == first.status
+        after = plan(pool(again.status), [warm(0)], NOW + timedelta(seconds=20), TEMPLATE)
+        assert (condition(after, "Ready") or {})["lastTransitionTime"] == "2026-03-01T12:00:20Z"
+
+
+@st.composite
+def pod_lists(draw: st.DrawFn) -> list[PodFact]:
+    result = []
+    for number in range(draw(st.integers(0, 12))):
+        kind = draw(st.sampled_from(["starting", "warm", "bound", "failed", "ended"]))
+        changes: dict[str, Any] = {
+            "template": draw(st.sampled_from([TEMPLATE.hash, OLD])),
+            "age_seconds": draw(st.integers(0, 1000)),
+            "deleting": draw(st.booleans()),
+            "start_attempt": draw(st.integers(0, 9)),
+        }
+        if kind == "ended":
+            result.append(ended(number, draw(st.integers(0, 600)), **changes))
+        elif kind == "bound":
+            result.append(bound(number, **changes))
+        elif kind == "failed":
+            result.append(failed(number, draw(st.integers(0, 600)), **changes))
+        else:
+            changes["cold_start"] = draw(st.sampled_from([None, None, "session-x"]))
+            if kind == "warm":
+                result.append(warm(number, **changes))
+            else:
+                reason = draw(st.sampled_from([None, "ErrImagePull", "Unschedulable", "Whatever"]))
+                result.append(pod(number, waiting_reason=reason, **changes))
+    return result
+
+
+@st.composite
+def pools(draw: st.DrawFn) -> PoolFact:
+    return pool(replicas=draw(st.integers(0, 8)), max_pods=draw(st.integers(1, 10)), deleting=draw(st.booleans()))
+
+
+templates = st.sampled_from([TEMPLATE, Template(TEMPLATE.hash, "refused")])
+
+
+def live(pods: list[PodFact]) -> int:
+    return sum(not entry.finished for entry in pods)
+
+
+def carried_out(decided: Plan, pods: list[PodFact], of: PoolFact, now: datetime) -> list[PodFact]:
+    """The pods after the plan: deleted ones are gone, created ones are starting."""
+    gone = {delete.name for delete in decided.deletes}
+    created = [
+        dataclasses.replace(pod(create.number, start_attempt=create.start_attempt), created_at=now)
+        for create in decided.creates
+    ]
+    return [entry for entry in pods if entry.name not in gone] + created
+
+
+class TestProperties:
+    """What holds for any input."""
+
+    @given(pools(), pod_lists(), templates)
+    def test_a_bound_pod_that_has_not_finished_is_never_a_victim(
+        self, of: PoolFact, pods: list[PodFact], template: Template
+    ) -> None:
+        victims = {delete.name for delete in plan(of, pods, NOW, template).deletes}
+        assert not [
+            entry for entry in pods if entry.name in victims and entry.state is BindState.BOUND and not entry.finished
+        ]
+
+    @given(pools(), pod_lists(), templates)
+    def test_creates_never_pass_max_pods_nor_take_a_name_twice(
+        self, of: PoolFact, pods: list[PodFact], template: Template
+    ) -> None:
+        decided = plan(of, pods, NOW, template)
+        if decided.creates:
+            assert live(pods) + len(decided.creates) <= of.spec.max_pods
+        names = [pod_name(of.name, template.hash, create.number) for create in decided.creates]
+        assert len(set(names) | {entry.name for entry in pods}) == len(names) + len(pods)
+
+    @given(pools(), pod_lists(), templates)
+    def test_no_pod_is_deleted_twice_nor_one_that_is_going_away(
+        self, of: PoolFact, pods: list[PodFact], template: Template
+    ) -> None:
+        names = [delete.name for delete in plan(of, pods, NOW, template).deletes]
+        assert len(names) == len(set(names))
+        assert not [entry for entry in pods if entry.name in names and entry.deleting]
+
+    @given(pools(), pod_lists(), templates)
+    def test_carried_out_again_and_again_it_comes_to_rest(
+        self, of: PoolFact, pods: list[PodFact], template: Template
+    ) -> None:
+        for _ in range(30):
+            decided = plan(of, pods, NOW, template)
+            if not decided.creates and not decided.deletes:
+                break
+            pods = carried_out(decided, pods, of, NOW)
+        else:
+            pytest.fail(f"still busy: {decided}")
+
+    @given(pools(), pod_lists())
+    def test_when_all_pods_become_warm_the_pool_has_exactly_what_it_wants(
+        self, of: PoolFact, pods: list[PodFact]
+    ) -> None:
+        of = dataclasses.replace(of, deleting=False)
+        now = NOW
+        for _ in range(80):
+            decided = plan(of, pods, now, TEMPLATE)
+            of = dataclasses.replace(of, status=decided.status)
+            now += timedelta(seconds=400 if not decided.creates and not decided.deletes else 1)
+            pods = [
+                entry if entry.finished or entry.state is BindState.BOUND else warm_now(entry)
+                for entry in carried_out(decided, pods, of, now)
+                if not entry.deleting
+            ]
+        unbound = [entry for entry in pods if entry.state is BindState.WARM and not entry.finished]
+        busy = live(pods) - len(unbound)
+        assert len(unbound) == min(of.spec.replicas, max(0, of.spec.max_pods - busy))
+        assert {entry.template_hash for entry in unbound} <= {TEMPLATE.hash}
+        final = plan(of, pods, now, TEMPLATE)
+        assert not final.creates
+        assert not final.deletes
+        assert (condition(final, "Ready") or {})["status"] == "True"
+
+
+def warm_now(entry: PodFact) -> PodFact:
+    return dataclasses.replace(entry, ready=True, phase="Running", waiting_reason=None, once_ready=True)

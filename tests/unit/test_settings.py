@@ -1,0 +1,70 @@
+"""Settings come from VOICEPOOL_* variables, and a wrong one is told in words."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+from pathlib import Path
+
+import pytest
+
+from voicepool import logs
+from voicepool.settings import GatewaySettings, OperatorSettings, Settings, SettingsError
+
+KEY = {"VOICEPOOL_ASSIGNMENT_PUBLIC_KEY_FILE": "/etc/voicepool/public.pem"}
+
+
+def test_defaults() -> None:
+    settings = OperatorSettings.from_environment(KEY)
+    assert settings.assignment_public_key_file == Path("/etc/voicepool/public.pem")
+    assert settings.namespace is None
+    assert settings.health_port == 8081
+
+
+def test_values_are_read_and_empty_ones_count_as_not_set() -> None:
+    settings = OperatorSettings.from_environment(
+        KEY | {"VOICEPOOL_HEALTH_PORT": "9000", "VOICEPOOL_NAMESPACE": "", "VOICEPOOL_LOG_LEVEL": "DEBUG"}
+    )
+    assert (settings.health_port, settings.namespace, settings.log_level) == (9000, None, "DEBUG")
+
+
+def test_variables_that_kubernetes_adds_for_services_are_ignored() -> None:
+    OperatorSettings.from_environment(KEY | {"VOICEPOOL_GATEWAY_PORT": "tcp://10.0.0.1:80"})
+
+
+def test_each_bad_variable_is_named_with_what_is_wrong() -> None:
+    with pytest.raises(SettingsError) as caught:
+        OperatorSettings.from_environment({"VOICEPOOL_HEALTH_PORT": "many", "VOICEPOOL_WORKERS": "0"})
+    lines = str(caught.value).splitlines()
+    assert any(line == "VOICEPOOL_ASSIGNMENT_PUBLIC_KEY_FILE: must be set" for line in lines)
+    assert any(line.startswith("VOICEPOOL_HEALTH_PORT:") and "'many'" in line for line in lines)
+    assert any(line.startswith("VOICEPOOL_WORKERS:") and "1" in line for line in lines)
+
+
+@pytest.mark.parametrize("model", [Settings, OperatorSettings, GatewaySettings])
+def test_every_setting_is_explained(model: type[Settings]) -> None:
+    source = Path(__file__).parents[2] / "operator/src/voicepool/settings.py"
+    lines = source.read_text().splitlines()
+    for field in model.model_fields:
+        [declared, *_others] = [number for number, line in enumerate(lines) if line.startswith(f"    {field}:")]
+        assert lines[declared + 1].strip().startswith('"""'), field
+
+
+def test_a_log_line_is_json_with_its_fields() -> None:
+    stream = io.StringIO()
+    handlers, level = logging.getLogger().handlers[:], logging.getLogger().level
+    try:
+        logs.set_up("INFO", stream)
+        logging.getLogger("voicepool.test").info("pool changes", extra={"pool": "demo", "creates": 3})
+        logging.getLogger("voicepool.test").debug("not written")
+        try:
+            raise ValueError("broken")
+        except ValueError:
+            logging.getLogger("voicepool.test").exception("failed")
+    finally:
+        logging.getLogger().handlers[:] = handlers
+        logging.getLogger().setLevel(level)
+    first, second = map(json.loads, stream.getvalue().splitlines())
+    assert (first["message"], first["pool"], first["creates"], first["level"]) == ("pool changes", "demo", 3, "info")
+    assert "ValueError: broken" in second["stack"]

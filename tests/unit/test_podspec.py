@@ -55,6 +55,7 @@ def test_the_whole_pod() -> None:
         "spec": {
             "restartPolicy": "Never",
             "automountServiceAccountToken": False,
+            "terminationGracePeriodSeconds": 7260,
             "containers": [
                 {
                     "name": "agent",

@@ -44,6 +44,8 @@ STATUS_INTERVAL_SECONDS = 1.0
 TEMPLATE_RECHECK_SECONDS = 15.0
 """A refusal can have a cause outside of the template (a quota, a missing service account), so it is asked about again."""
 SLOW_START_FIRST = 2
+UNBOUND_GRACE_SECONDS = 30
+"""No call runs in a pod that is deleted here, so the grace that a call would need does not apply."""
 BY_POOL = "pool"
 
 
@@ -329,7 +331,14 @@ class Controller:
     async def _delete_all(self, namespace: str, pool: str, deletes: Sequence[PodDelete]) -> list[KubeApiError]:
         async def delete(item: PodDelete) -> None:
             try:
-                await self._api.delete(PODS, namespace, item.name, uid=item.uid, resource_version=item.resource_version)
+                await self._api.delete(
+                    PODS,
+                    namespace,
+                    item.name,
+                    uid=item.uid,
+                    resource_version=item.resource_version,
+                    grace_period_seconds=UNBOUND_GRACE_SECONDS,
+                )
             except NotFound:
                 self._pods.forget(namespace, item.name, item.uid)
                 return

@@ -83,7 +83,10 @@ class Operator:
         Raises:
             BaseException: what ended a task of ours.
         """
+        # Nobody sees it, as there are no peers. Left to itself, kopf asks for the user's name, and a container's user has none.
+        identity: Any = "voicepool"
         await kopf.operator(
+            identity=identity,
             registry=self._registry(),
             settings=_kopf_settings(self._settings),
             standalone=True,

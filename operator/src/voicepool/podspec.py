@@ -32,6 +32,8 @@ Json = dict[str, Any]
 
 TEMPORARY_FOLDER = "/tmp"  # noqa: S108 - the folder inside the agent's container
 TEMPORARY_VOLUME = "voicepool-tmp"
+GOODBYE_SECONDS = 60
+"""Past the maximum duration of a session, for the agent to end it by itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +112,8 @@ def _body(pool: PoolFact, settings: PodSettings) -> Json:
     spec: Json = template.get("spec") or {}
     spec["restartPolicy"] = "Never"
     spec.setdefault("automountServiceAccountToken", False)
+    # A bound agent that is told to stop (a drain, kubectl delete) finishes its call first; an unbound one stops at once.
+    spec.setdefault("terminationGracePeriodSeconds", pool.spec.session.max_duration_seconds + GOODBYE_SECONDS)
     containers: list[Json] = spec.get("containers") or []
     for container in containers:
         if container.get("name") == AGENT_CONTAINER:

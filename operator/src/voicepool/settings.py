@@ -93,6 +93,12 @@ class GatewaySettings(Settings):
     """A folder with one file for each API key, named as the key: ``sha256:<hex>``, optionally followed by ``pools=<namespace>/<pool>,...``."""
     livekit_folder: Path
     """A folder with the files ``url``, ``api-key`` and ``api-secret``."""
+    default_namespace: str = "default"
+    """The namespace of a pool that a caller names without one."""
+    default_pool: str | None = None
+    """The pool of a caller who names none. Default: the only pool that the caller may use."""
+    health_is_public: bool = True
+    """Whether ``/api/health``, which tells counts only, needs no API key."""
     listen_host: str = "0.0.0.0"  # noqa: S104 - callers come from outside of the pod
     """Address of the session API."""
     listen_port: Annotated[int, Field(ge=0, le=65535)] = 8080

@@ -54,7 +54,7 @@ async def run_gateway(settings: GatewaySettings) -> None:
         AiohttpKubeApi.connect(
             connection, request_timeout_seconds=settings.request_timeout_seconds, connections=_CONNECTIONS
         ) as kube,
-        running(kube, settings, signer, GatewayOptions()) as services,
+        running(kube, settings, signer, _options(settings)) as services,
     ):
         config = uvicorn.Config(
             create_app(services),
@@ -77,6 +77,14 @@ class _Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         # uvicorn raises the signal again when it has stopped serving, which would end the process before bound pods are seen to.
         yield
+
+
+def _options(settings: GatewaySettings) -> GatewayOptions:
+    return GatewayOptions(
+        default_namespace=settings.default_namespace,
+        default_pool=settings.default_pool,
+        health_is_public=settings.health_is_public,
+    )
 
 
 @contextlib.asynccontextmanager

@@ -198,6 +198,11 @@ class TestRollout:
         assert deleted_names(decided) == ["demo-bbbbbbbb-0"]
         assert len(decided.creates) == 1
 
+    def test_the_surplus_pod_goes_with_the_last_of_the_old_ones(self) -> None:
+        pods = [pod(0, template=OLD), warm(0), warm(1, age_seconds=5)]
+        decided = plan(pool(replicas=1), pods, NOW, TEMPLATE)
+        assert deleted_names(decided) == [f"demo-{TEMPLATE.hash}-1", f"demo-{OLD}-0"]
+
     def test_bound_pods_of_the_old_template_are_left_alone(self) -> None:
         assert not plan(pool(replicas=1), [bound(0, template=OLD), warm(0)], NOW, TEMPLATE).deletes
 

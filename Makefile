@@ -34,7 +34,7 @@ cluster-down: .venv/ready ## and away with it
 	@.venv/bin/python -m tests.cluster down
 
 crds: .venv/ready ## write crds/ anew from the models
-	@.venv/bin/python -m voicepool.main crd --write crds
+	@.venv/bin/python -m voicepool.main crd --write crds helm/voicepool/files
 
 requirements: .venv/ready ## pin all dependencies anew
 	@tests/lock

@@ -373,6 +373,7 @@ def test_an_existing_livekit_secret_brings_the_keys_and_the_url_may_come_from_th
     [
         (("image.repository=example.com/v",), "example.com/v:0.1.0"),
         (("image.repository=example.com/v", "image.tag=dev"), "example.com/v:dev"),
+        (("image.repository=example.com/v", "image.tag=1234567"), "example.com/v:1234567"),
         (
             ("image.repository=example.com/v", "image.tag=dev", "image.digest=sha256:" + "0" * 64),
             f"example.com/v@sha256:{'0' * 64}",

@@ -450,6 +450,8 @@ class TestOperator:
         assert len(await operator.pods()) == 3
 
     async def test_it_ends_at_once_when_told_to(self, operator: Operator) -> None:
+        await operator.apply(replicas=1)
+        await operator.fill(1)
         assert await asyncio.wait_for(operator.stop(), 4) == 0
 
     async def test_a_converged_pool_is_not_written_to(self, operator: Operator) -> None:

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from tests.cluster.images import IMAGES
 
-from voicepool import crd
+from voicepool import __version__, crd
 
-CHART = Path(__file__).parents[2] / "helm" / "voicepool"
+ROOT = Path(__file__).parents[2]
+CHART = ROOT / "helm" / "voicepool"
 
 
 def _unknown(values: dict[str, Any], schema: dict[str, Any], place: str = "") -> list[str]:
@@ -39,7 +41,22 @@ def test_the_schema_knows_every_value_and_lets_no_misspelt_one_pass() -> None:
 
 
 def test_the_version_of_the_chart_is_the_version_of_voicepool() -> None:
-    from voicepool import __version__
-
     chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
     assert chart["version"] == chart["appVersion"] == __version__
+
+
+def test_skaffold_builds_our_images_and_sets_values_that_the_chart_has() -> None:
+    skaffold = yaml.safe_load((ROOT / "skaffold.yaml").read_text())
+    built = {
+        (artifact["image"], artifact["docker"]["dockerfile"], artifact["docker"].get("target", ""))
+        for artifact in skaffold["build"]["artifacts"]
+    }
+    assert built == {
+        (image.name.split("/")[1].split(":")[0], image.dockerfile, image.target) for image in IMAGES.values()
+    }
+    [release] = skaffold["deploy"]["helm"]["releases"]
+    assert ROOT / release["chartPath"] == CHART
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    for name in (*release["setValueTemplates"], *release["setValues"]):
+        group, _, key = name.partition(".")
+        assert key in values[group], name

@@ -154,6 +154,8 @@ class Controller:
         settings: ControllerSettings | None = None,
     ) -> None:
         self.queue: KeyedQueue[Key] = KeyedQueue()
+        self.pools_listed = asyncio.Event()
+        """Set after the first complete list of pools: from then on every pool is looked after."""
         self._api = api
         self._pods = pods
         self._pools = pools
@@ -211,6 +213,7 @@ class Controller:
                 break
         for key in self._pools.replace(found, position):
             self.queue.add(key)
+        self.pools_listed.set()
 
     async def _work(self) -> None:
         while True:

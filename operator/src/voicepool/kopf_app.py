@@ -182,9 +182,11 @@ class Operator:
             return web.Response(text="ok\n")
 
         async def ready(request: web.Request) -> web.Response:
-            if self._pods.synced.is_set():
-                return web.Response(text="ok\n")
-            return web.Response(status=503, text="the pods have not been listed yet\n")
+            if not self._pods.synced.is_set():
+                return web.Response(status=503, text="the pods have not been listed yet\n")
+            if not self._controller.pools_listed.is_set():
+                return web.Response(status=503, text="the pools have not been listed yet\n")
+            return web.Response(text="ok\n")
 
         async def metrics(request: web.Request) -> web.Response:
             text = generate_latest(self.metrics.registry)

@@ -36,7 +36,9 @@ def _parser() -> argparse.ArgumentParser:
     gateway = commands.add_parser("gateway", help="serve the session API; settings are VOICEPOOL_* variables")
     gateway.set_defaults(run=_gateway)
     crd = commands.add_parser("crd", help="print the CustomResourceDefinition")
-    crd.add_argument("--write", type=Path, metavar="FOLDER", help="write it to a file in FOLDER instead")
+    crd.add_argument(
+        "--write", type=Path, nargs="+", metavar="FOLDER", help="write it to a file in each FOLDER instead"
+    )
     crd.set_defaults(run=_crd)
     return parser
 
@@ -78,7 +80,8 @@ def _crd(options: argparse.Namespace) -> int:
     if options.write is None:
         sys.stdout.write(crd.to_yaml())
     else:
-        (options.write / crd.FILE_NAME).write_text(crd.to_yaml())
+        for folder in options.write:
+            (folder / crd.FILE_NAME).write_text(crd.to_yaml())
     return 0
 
 

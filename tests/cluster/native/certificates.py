@@ -79,6 +79,7 @@ class Authority:
         )
         self._certificate = (
             self._builder(self._name, self._key)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(self._key.public_key()), critical=False)
             .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
             .add_extension(usage, critical=True)
             .sign(self._key, hashes.SHA256())
@@ -93,6 +94,8 @@ class Authority:
             .serial_number(x509.random_serial_number())
             .not_valid_before(self._now - _SKEW)
             .not_valid_after(self._now + _VALID)
+            # Which key has signed: from Python 3.13 on, clients refuse a certificate that does not say so.
+            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False)
         )
 
     @property

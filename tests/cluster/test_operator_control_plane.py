@@ -23,7 +23,7 @@ from tests.cluster.errors import ClusterError
 from tests.cluster.tool import Cluster
 from tests.e2e.livekit_server import free_port
 from voicepool.binding import active_deadline_seconds, bind_patch
-from voicepool.kube.api import PODS, POOLS, Gone, Json, NotFound, Unprocessable
+from voicepool.kube.api import PODS, POOLS, Json, KubeApiError, NotFound, TooManyRequests, Unprocessable
 from voicepool.kube.client import AiohttpKubeApi, load_connection
 from voicepool.kube.convert import pod_from_json
 from voicepool.model import LABEL_STATE, PodFact
@@ -293,9 +293,22 @@ class TestClient:
             await api.get(PODS, namespace, "nobody")
 
     async def test_a_watch_from_a_position_that_never_was(self, api: AiohttpKubeApi, namespace: str) -> None:
-        events = api.watch(POOLS, namespace, resource_version="1", timeout_seconds=5)
-        with pytest.raises(Gone):
-            await anext(events)
+        told: list[int] = []
+
+        async def answered() -> bool:
+            try:
+                event = await anext(api.watch(POOLS, namespace, resource_version="1", timeout_seconds=5))
+            except TooManyRequests:
+                # The API server is still getting ready to serve a resource that was defined a moment ago.
+                return False
+            except KubeApiError as error:
+                told.append(error.status)
+            else:
+                told.append(event.object["code"])
+            return True
+
+        await until(answered)
+        assert told == [410]
 
     async def test_an_object_that_is_not_valid(self, api: AiohttpKubeApi, namespace: str) -> None:
         with pytest.raises(Unprocessable, match=r"spec\.replicas"):

@@ -67,6 +67,7 @@ def test_the_whole_pod() -> None:
                         "initialDelaySeconds": 30,
                         "periodSeconds": 10,
                         "failureThreshold": 3,
+                        "terminationGracePeriodSeconds": 10,
                     },
                     "env": [
                         {"name": "VOICEPOOL_POD_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},

@@ -145,6 +145,8 @@ def _complete_agent(container: Json, spec: Json, pool: PoolFact, settings: PodSe
             "initialDelaySeconds": 30,
             "periodSeconds": 10,
             "failureThreshold": 3,
+            # An agent that hangs cannot finish a call: the pod's long grace is not for it.
+            "terminationGracePeriodSeconds": 10,
         },
     )
     environment: list[Json] = container.setdefault("env", [])

@@ -1,0 +1,134 @@
+"""One call to a deployed voicepool, from the request to the last answer, and its timeline.
+
+Invariants: the caller's program knows an address and an API key, nothing else of the cluster; all times are seconds since the request was sent; speech
+is transcribed after the call, so that it takes no processor time from the agent on the same machine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.cluster.errors import ClusterError
+from tests.e2e.caller import Caller, Utterance, read_wav
+from tests.e2e.deployment import Answer, Deployment
+
+RECORDINGS = Path(__file__).parent / "recordings"
+OPENING_HOURS = RECORDINGS / "opening-hours.wav"
+OPENING_HOURS_WORDS = "What are your opening hours?"
+
+HEAR_SECONDS = 30.0
+"""How long the caller waits for the agent to say something, and to end it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """Something that happened, in seconds since the request."""
+
+    what: str
+    seconds: float
+
+
+class Conversation:
+    """A caller in the room of a session.
+
+    Args:
+        caller: in the room.
+        session: what the gateway answered.
+        requested: when the request was sent, on the caller's clock.
+        requested_at: the same moment on the wall clock, to lay beside what the cluster has written down.
+    """
+
+    def __init__(self, caller: Caller, session: Answer, requested: float, requested_at: float) -> None:
+        self.caller, self.session = caller, session
+        self.requested, self.requested_at = requested, requested_at
+        self.questions: list[Moment] = []
+        self.answers: list[Moment] = []
+
+    async def listen(self) -> Utterance:
+        """The next thing that the agent says.
+
+        Raises:
+            ClusterError: nothing is heard in time.
+        """
+        try:
+            return await self.caller.hear(timeout_seconds=HEAR_SECONDS)
+        except TimeoutError:
+            raise ClusterError(
+                f"the agent of session {self.session.session_id} was not heard within {HEAR_SECONDS:g} s",
+                f"see what it says: kubectl logs --selector voicepool.dev/session={self.session.session_id}",
+            ) from None
+
+    async def ask(self, recording: Path = OPENING_HOURS) -> Utterance:
+        """Play a recorded question and hear the answer: what begins after it. Raises ClusterError."""
+        pcm, rate = await asyncio.to_thread(read_wav, recording)
+        try:
+            await self.caller.wait_until_listened_to()
+        except TimeoutError:
+            raise ClusterError(
+                f"the agent of session {self.session.session_id} does not listen to the caller",
+                f"see what it says: kubectl logs --selector voicepool.dev/session={self.session.session_id}",
+            ) from None
+        await self.caller.say(pcm, rate)
+        asked = time.monotonic()
+        self.questions.append(Moment("the question has been asked", asked - self.requested))
+        answer = await self.listen()
+        while answer.began < asked:  # the end of what the agent was still saying
+            answer = await self.listen()
+        self.answers.append(Moment("the answer begins", answer.began - self.requested))
+        return answer
+
+    def timeline(self) -> list[Moment]:
+        """What happened, as the caller saw it, in order."""
+        names = {
+            "joined": "the caller is in the room",
+            "agent-joined": "the agent is in the room",
+            "first-audio": "first audio heard",
+        }
+        seen = [
+            Moment(words, self.caller.timeline[name] - self.requested)
+            for name, words in names.items()
+            if name in self.caller.timeline
+        ]
+        answered = Moment("answered: an agent has accepted", self.session.seconds)
+        return sorted([answered, *seen, *self.questions[:1], *self.answers[:1]], key=lambda one: one.seconds)
+
+
+@contextlib.asynccontextmanager
+async def call(deployment: Deployment, pool: str, *, timeout_seconds: float = 60) -> AsyncIterator[Conversation]:
+    """Start a session and join its room; leaves at the end.
+
+    Raises:
+        ClusterError: there is no session, with the gateway's words; or the room cannot be joined.
+    """
+    requested, requested_at = time.monotonic(), time.time()
+    session = await deployment.start(pool, timeout_seconds=timeout_seconds)
+    if session.status != 200:
+        raise ClusterError(
+            f"the gateway refused a session of the pool {pool}: {session.status} {session.code}",
+            f"kubectl get vpool {pool}; kubectl get pods",
+            session.words,
+        )
+    caller = Caller(session.url, session.token)
+    try:
+        await caller.__aenter__()
+    except Exception as error:  # the SDK raises a plain class of its own
+        raise ClusterError(
+            f"the room {session.room} at {session.url} cannot be joined ({error})",
+            "does the LiveKit server run? kubectl get pods --namespace livekit",
+        ) from None
+    try:
+        yield Conversation(caller, session, requested, requested_at)
+    finally:
+        await caller.leave()
+
+
+async def words_of(pcm: bytes) -> str:
+    """What is said in 16-bit samples at 16 kHz, by the local recogniser."""
+    from tests.e2e.voice import transcribe  # takes a second, which a call need not wait for
+
+    return await asyncio.to_thread(transcribe, pcm)

@@ -1,0 +1,360 @@
+"""A whole voicepool in a cluster, as a user would install it: a LiveKit server, our chart, pools; and sessions over HTTP.
+
+Shared by the demo and by the tests. Invariants: installing twice changes nothing; keys are made once per cluster, stay in Secrets, and are in no
+command line, no output and no annotation; every wait has a deadline, and its error says what was waited for and what to do.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import secrets
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import yaml
+from tests.cluster.errors import ClusterError
+from tests.cluster.images import IMAGES, LIVEKIT
+from tests.cluster.progress import Progress
+from tests.cluster.tool import Cluster
+
+Json = dict[str, Any]
+
+ROOT = Path(__file__).parents[2]
+MANIFESTS = Path(__file__).parent / "manifests"
+RELEASE = "voicepool"
+NAMESPACE = "voicepool"
+LIVEKIT_NAMESPACE = "livekit"
+LIVEKIT_SECRET = "livekit-server"
+LIVEKIT_PORT = 7880
+GATEWAY_PORT = 30080
+API_KEY_SECRET = f"{RELEASE}-first-api-key"
+
+OPERATOR_IMAGE = IMAGES["operator"].name
+AGENT_IMAGE = IMAGES["agent"].name
+KEYLESS_IMAGE = IMAGES["keyless"].name
+LIVEKIT_IMAGE = LIVEKIT
+
+_LOAD_SECONDS = {OPERATOR_IMAGE: 6.0, AGENT_IMAGE: 8.0, KEYLESS_IMAGE: 15.0, LIVEKIT_IMAGE: 3.0}
+_GATEWAY_DEADLINE_SECONDS = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the gateway answered to `POST /start`.
+
+    Attributes:
+        status: of HTTP.
+        code: which error; empty where there is none.
+        words: what the error says.
+        retry_after: the header, as it came.
+        seconds: how long the answer took.
+    """
+
+    status: int
+    seconds: float
+    session_id: str = ""
+    url: str = ""
+    room: str = ""
+    token: str = field(default="", repr=False)
+    cold_start: bool = False
+    code: str = ""
+    words: str = ""
+    retry_after: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """An installed voicepool.
+
+    Attributes:
+        cluster: where it is.
+        gateway_url: the session API.
+        api_key: for it.
+    """
+
+    cluster: Cluster
+    gateway_url: str
+    api_key: str = field(repr=False)
+
+    async def start(self, pool: str, *, body: object = None, timeout_seconds: float = 60) -> Answer:
+        """Ask for a session, as any caller's program does.
+
+        Args:
+            pool: a pool of the gateway's default namespace.
+            body: given to the bot.
+            timeout_seconds: for the whole request.
+
+        Raises:
+            ClusterError: no answer came, or none that can be understood.
+        """
+        url = f"{self.gateway_url}/v1/public/{pool}/start"
+        began = time.monotonic()
+        try:
+            async with (
+                aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=timeout_seconds)) as http,
+                http.post(
+                    url, json={"body": body or {}}, headers={"Authorization": f"Bearer {self.api_key}"}
+                ) as response,
+            ):
+                answer = await response.json()
+                retry_after = response.headers.get("Retry-After")
+                status = response.status
+        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+            raise ClusterError(
+                f"no usable answer from {url} within {timeout_seconds:g} s ({type(error).__name__})",
+                f"see what the gateways say: kubectl logs --namespace {NAMESPACE} "
+                "--selector app.kubernetes.io/component=gateway",
+            ) from None
+        seconds = time.monotonic() - began
+        if status != 200:
+            return Answer(
+                status,
+                seconds,
+                code=answer.get("code", ""),
+                words=answer.get("detail", ""),
+                retry_after=retry_after,
+            )
+        return Answer(
+            status,
+            seconds,
+            session_id=answer["sessionId"],
+            url=answer["url"],
+            room=answer["roomName"],
+            token=answer["token"],
+            cold_start=bool(answer.get("coldStart")),
+        )
+
+    def apply_pool(self, manifest: str | Json) -> str:
+        """Apply a VoiceAgentPool and give its name.
+
+        Raises:
+            ClusterError: the API server refuses it.
+        """
+        pool = yaml.safe_load(manifest) if isinstance(manifest, str) else manifest
+        self.cluster.apply(json.dumps(pool))
+        return str(pool["metadata"]["name"])
+
+    def wait_until_ready(self, pool: str, deadline_seconds: float = 180) -> None:
+        """Wait for the pool's condition Ready.
+
+        Raises:
+            ClusterError: it is not in time; with the conditions, which say why.
+        """
+        try:
+            self.cluster.kubectl(
+                *("wait", "--for=condition=Ready", f"vpool/{pool}", f"--timeout={deadline_seconds:g}s"),
+                deadline_seconds=deadline_seconds + 10,
+            )
+        except ClusterError:
+            conditions = {}
+            with suppress(ClusterError):
+                conditions = self.conditions(pool)
+            said = [
+                f"{kind}={one['status']} {one['reason']}: {one['message']}" for kind, one in sorted(conditions.items())
+            ]
+            raise ClusterError(
+                f"the pool {pool} is not Ready after {deadline_seconds:g} s",
+                f"read its conditions above, or: kubectl describe vpool {pool}; kubectl get pods",
+                "\n".join(said) or "it has no conditions yet: does the operator run?",
+            ) from None
+
+    def conditions(self, pool: str) -> dict[str, Json]:
+        """The pool's conditions by type. Raises ClusterError."""
+        status = self.get("vpool", pool).get("status") or {}
+        return {one["type"]: one for one in status.get("conditions") or ()}
+
+    def get(self, kind: str, name: str) -> Json:
+        """One object of the namespace default. Raises ClusterError."""
+        found: Json = json.loads(self.cluster.kubectl("get", kind, name, "--output", "json"))
+        return found
+
+    def pods(self, selector: str, namespace: str = "default") -> list[Json]:
+        """Pods by label. Raises ClusterError."""
+        output = self.cluster.kubectl(
+            "get", "pods", "--namespace", namespace, "--selector", selector, "--output", "json"
+        )
+        found: list[Json] = json.loads(output)["items"]
+        return found
+
+    def pods_of(self, pool: str) -> list[Json]:
+        """All pods of a pool. Raises ClusterError."""
+        return self.pods(f"voicepool.dev/pool={pool}")
+
+    def pod_of_session(self, session_id: str) -> Json:
+        """The pod that carries a session. Raises ClusterError."""
+        found = self.pods(f"voicepool.dev/session={session_id}")
+        if len(found) != 1:
+            raise ClusterError(
+                f"{len(found)} pods carry the session {session_id}; there must be one", "kubectl get pods --show-labels"
+            )
+        return found[0]
+
+
+def load(cluster: Cluster, progress: Progress, images: Iterable[str]) -> set[str]:
+    """Give images to the cluster's node; returns those that it did not have. Raises ClusterError."""
+    changed = set()
+    for image in images:
+        with progress.step(f"loading {image}", _LOAD_SECONDS[image]):
+            if cluster.load_image(image):
+                changed.add(image)
+    return changed
+
+
+def install(cluster: Cluster, progress: Progress, changed: Iterable[str] = ()) -> Deployment:
+    """Install LiveKit and our chart, or bring them up to date.
+
+    Args:
+        cluster: it runs and has the images.
+        progress: told about each step.
+        changed: images whose content the node has only now; what runs from an older one under the same name is restarted.
+
+    Raises:
+        ClusterError: with what the failing part says.
+    """
+    with progress.step("installing the LiveKit server", 5):
+        _install_livekit(cluster, restart=LIVEKIT_IMAGE in set(changed))
+    with progress.step(f"helm upgrade --install {RELEASE}", 15):
+        _install_chart(cluster, restart=OPERATOR_IMAGE in set(changed))
+    api_key = next(iter(secret_values(cluster, API_KEY_SECRET, NAMESPACE).values()), "")
+    if not api_key:
+        raise ClusterError(
+            f"the chart made no API key: the Secret {NAMESPACE}/{API_KEY_SECRET} is not there or empty",
+            f"see `helm get notes {RELEASE} --namespace {NAMESPACE}`",
+        )
+    gateway_url = f"http://{cluster.node_address}:{GATEWAY_PORT}"
+    _wait_for_gateway(gateway_url)
+    return Deployment(cluster, gateway_url, api_key)
+
+
+def find(cluster: Cluster) -> Deployment:
+    """What an earlier `install` has made. Raises ClusterError where there is nothing."""
+    values = secret_values(cluster, API_KEY_SECRET, NAMESPACE)
+    if not values:
+        raise ClusterError(f"voicepool is not installed in the cluster {cluster.name!r}", "make demo")
+    return Deployment(cluster, f"http://{cluster.node_address}:{GATEWAY_PORT}", next(iter(values.values())))
+
+
+def livekit_url(cluster: Cluster) -> str:
+    """Where callers and agents find the LiveKit server."""
+    return f"ws://{cluster.node_address}:{LIVEKIT_PORT}"
+
+
+def livekit_secret(cluster: Cluster) -> str:
+    """The LiveKit server's own secret. Raises ClusterError."""
+    return secret_values(cluster, LIVEKIT_SECRET, LIVEKIT_NAMESPACE)["api-secret"]
+
+
+def _install_livekit(cluster: Cluster, *, restart: bool) -> None:
+    namespace, deployment = yaml.safe_load_all((MANIFESTS / "livekit.yaml").read_text())
+    cluster.apply(json.dumps(namespace))
+    if not secret_values(cluster, LIVEKIT_SECRET, LIVEKIT_NAMESPACE):
+        _make_livekit_secret(cluster)
+    cluster.apply(json.dumps(deployment))
+    where = ("deployment/livekit", "--namespace", LIVEKIT_NAMESPACE)
+    if restart:
+        cluster.kubectl("rollout", "restart", *where)
+    try:
+        cluster.kubectl("rollout", "status", *where, "--timeout=60s")
+    except ClusterError as error:
+        raise ClusterError(
+            "the LiveKit server is not Ready after 60 s",
+            "read the lines above; often another program has one of its ports (7880 to 7882) on the node",
+            f"{error.detail}\n{_state(cluster, LIVEKIT_NAMESPACE)}",
+        ) from None
+
+
+def _make_livekit_secret(cluster: Cluster) -> None:
+    # `create` and not `apply`, which would repeat the values in an annotation; files, since a command line can be read by all.
+    key, secret = f"key-{secrets.token_hex(8)}", secrets.token_urlsafe(36)
+    configuration = {
+        "port": LIVEKIT_PORT,
+        "keys": {key: secret},
+        "rtc": {"tcp_port": 7881, "udp_port": 7882, "use_external_ip": False},
+        "logging": {"level": "info", "json": True},
+    }
+    values = {"api-key": key, "api-secret": secret, "livekit.yaml": json.dumps(configuration)}
+    with tempfile.TemporaryDirectory(prefix="voicepool-") as folder:
+        for name, value in values.items():
+            Path(folder, name).write_text(value)
+        cluster.kubectl(
+            "create", "secret", "generic", LIVEKIT_SECRET, "--namespace", LIVEKIT_NAMESPACE, f"--from-file={folder}"
+        )
+
+
+def _install_chart(cluster: Cluster, *, restart: bool) -> None:
+    livekit = secret_values(cluster, LIVEKIT_SECRET, LIVEKIT_NAMESPACE)
+    repository, _, tag = OPERATOR_IMAGE.rpartition(":")
+    values = {
+        "image": {"repository": repository, "tag": tag},
+        "livekit": {
+            "url": livekit_url(cluster),
+            "apiKey": livekit["api-key"],
+            "apiSecret": livekit["api-secret"],
+        },
+        "gateway": {"service": {"type": "NodePort", "nodePort": GATEWAY_PORT}},
+    }
+    existed = bool(cluster.helm("list", "--namespace", NAMESPACE, "--filter", f"^{RELEASE}$", "--short").strip())
+    with tempfile.TemporaryDirectory(prefix="voicepool-") as folder:
+        file = Path(folder, "values.json")
+        file.write_text(json.dumps(values))
+        try:
+            cluster.helm(
+                *("upgrade", "--install", RELEASE, str(ROOT / "helm" / "voicepool")),
+                *("--namespace", NAMESPACE, "--create-namespace", "--values", str(file), "--wait", "--timeout", "120s"),
+            )
+        except ClusterError as error:
+            raise ClusterError(
+                "helm could not install the chart helm/voicepool",
+                f"read the lines above; the processes' own words: kubectl logs --namespace {NAMESPACE} --all-pods",
+                f"{error.detail}\n{_state(cluster, NAMESPACE)}",
+            ) from None
+    if restart and existed:
+        # The image changed under the same name, which no Deployment notices.
+        cluster.kubectl("rollout", "restart", "deployment", "--namespace", NAMESPACE)
+        cluster.kubectl("rollout", "status", "deployment", "--namespace", NAMESPACE, "--timeout=120s")
+
+
+def _wait_for_gateway(url: str) -> None:
+    """Through the node's port, which the node opens a moment after the pods are Ready."""
+    deadline = time.monotonic() + _GATEWAY_DEADLINE_SECONDS
+    last = ""
+    while time.monotonic() < deadline:
+        try:
+            with urllib.request.urlopen(f"{url}/readyz", timeout=2) as response:  # noqa: S310 - an http:// address of ours
+                if response.status == 200:
+                    return
+        except (OSError, urllib.error.URLError) as error:
+            last = str(error)
+        time.sleep(0.1)
+    raise ClusterError(
+        f"waited {_GATEWAY_DEADLINE_SECONDS:g} s for the gateway to answer at {url}/readyz",
+        f"kubectl get service,pods --namespace {NAMESPACE}",
+        last,
+    )
+
+
+def secret_values(cluster: Cluster, name: str, namespace: str) -> dict[str, str]:
+    """The values of a Secret; empty where there is none."""
+    output = cluster.kubectl("get", "secret", name, "--namespace", namespace, "--ignore-not-found", "--output", "json")
+    data: Mapping[str, str] = (json.loads(output).get("data") or {}) if output.strip() else {}
+    return {key: base64.b64decode(value).decode() for key, value in data.items()}
+
+
+def _state(cluster: Cluster, namespace: str) -> str:
+    """The pods of a namespace and the last lines of each, for an error."""
+    lines = []
+    with suppress(ClusterError):
+        lines.append(cluster.kubectl("get", "pods", "--namespace", namespace))
+        for name in cluster.kubectl("get", "pods", "--namespace", namespace, "--output", "name").split():
+            with suppress(ClusterError):
+                lines.append(f"{name}:\n{cluster.kubectl('logs', name, '--namespace', namespace, '--tail=5')}")
+    return "\n".join(lines)

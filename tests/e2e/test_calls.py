@@ -1,0 +1,496 @@
+"""Real calls on a real cluster: what a caller hears while pods, pools, operator and gateways come and go."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import signal
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+import yaml
+from tests.cluster.errors import ClusterError
+from tests.cluster.images import NAMES, build_all
+from tests.cluster.progress import Progress
+from tests.cluster.tool import Cluster
+from tests.e2e.caller import read_wav
+from tests.e2e.conversation import call, words_of
+from tests.e2e.deployment import (
+    AGENT_IMAGE,
+    KEYLESS_IMAGE,
+    MANIFESTS,
+    NAMESPACE,
+    Deployment,
+    Json,
+    install,
+    livekit_secret,
+    load,
+    secret_values,
+)
+
+pytestmark = pytest.mark.cluster
+
+Anything = TypeVar("Anything")
+MakePool = Callable[..., Awaitable[str]]
+
+LIGHT_BOT = Path(__file__).parent / "bots" / "light.py"
+LIGHT_BOT_MAP = "light-bot"
+
+KEYLESS: Json = {"image": KEYLESS_IMAGE, "resources": {"requests": {"cpu": "10m", "memory": "350Mi"}}}
+REFERENCE: Json = {"image": AGENT_IMAGE, "resources": {"requests": {"cpu": "10m", "memory": "200Mi"}}}
+
+
+def light(**environment: str) -> Json:
+    """A container that runs the light bot."""
+    return {
+        "image": AGENT_IMAGE,
+        "env": [{"name": name, "value": value} for name, value in {"BOT": "/bots/light.py", **environment}.items()],
+        "volumeMounts": [{"name": "bots", "mountPath": "/bots"}],
+        "resources": {"requests": {"cpu": "10m", "memory": "120Mi"}},
+    }
+
+
+def pool_of(name: str, container: Json, **spec: Any) -> Json:
+    """A VoiceAgentPool."""
+    volumes = [{"name": "bots", "configMap": {"name": LIGHT_BOT_MAP}}] if "volumeMounts" in container else []
+    return {
+        "apiVersion": "voicepool.dev/v1alpha1",
+        "kind": "VoiceAgentPool",
+        "metadata": {"name": name},
+        "spec": {
+            "replicas": 1,
+            **spec,
+            "template": {"spec": {"volumes": volumes, "containers": [{"name": "agent", **container}]}},
+        },
+    }
+
+
+async def until(
+    what: str, look: Callable[[], Anything | None], deadline_seconds: float = 60, every_seconds: float = 0.3
+) -> Anything:
+    """The first thing that `look` finds; it may block. Fails, saying what was waited for, when the time is over."""
+    deadline = time.monotonic() + deadline_seconds
+    while True:
+        found = await asyncio.to_thread(look)
+        if found:
+            return found
+        if time.monotonic() > deadline:
+            pytest.fail(f"waited {deadline_seconds:g} s for {what}")
+        await asyncio.sleep(every_seconds)
+
+
+@pytest.fixture(scope="session")
+def deployment(cluster: Cluster) -> Deployment:
+    progress = Progress()
+    build_all(progress)
+    load(cluster, progress, NAMES)
+    installed = install(cluster, progress)
+    bot = {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"name": LIGHT_BOT_MAP},
+        "data": {LIGHT_BOT.name: LIGHT_BOT.read_text()},
+    }
+    cluster.apply(json.dumps(bot))
+    return installed
+
+
+@pytest.fixture
+async def make_pool(deployment: Deployment) -> AsyncIterator[MakePool]:
+    """Makes a pool and waits until it is warm; gone after the test, with its pods."""
+    made: list[str] = []
+
+    async def make(name: str, container: Json, *, wait: bool = True, **spec: Any) -> str:
+        made.append(name)
+        await asyncio.to_thread(deployment.apply_pool, pool_of(name, container, **spec))
+        if wait:
+            await asyncio.to_thread(deployment.wait_until_ready, name)
+        return name
+
+    yield make
+    kubectl = deployment.cluster.kubectl
+    for name in made:
+        await asyncio.to_thread(kubectl, "delete", "vpool", name, "--ignore-not-found")
+        await asyncio.to_thread(
+            kubectl, "delete", "pods", "--selector", f"voicepool.dev/pool={name}", "--grace-period=1"
+        )
+
+
+@pytest.fixture
+async def kubectl(deployment: Deployment) -> Callable[..., Awaitable[str]]:
+    """Runs kubectl without stopping the event loop, in which a caller may be speaking."""
+
+    async def run(*arguments: str) -> str:
+        return await asyncio.to_thread(deployment.cluster.kubectl, *arguments)
+
+    return run
+
+
+Kubectl = Callable[..., Awaitable[str]]
+
+
+def is_ready(pod: Json) -> bool:
+    """What the pod's condition says."""
+    conditions = (pod.get("status") or {}).get("conditions") or ()
+    return any(one["type"] == "Ready" and one["status"] == "True" for one in conditions)
+
+
+def says_opening_hours(words: str) -> bool:
+    """Whether the transcript of an answer is the answer to the recorded question."""
+    return "morning" in words.lower() and "monday to friday" in words.lower().replace(",", "")
+
+
+# A call
+
+
+async def test_a_caller_asks_a_warm_agent_and_hears_the_answer(
+    deployment: Deployment, make_pool: MakePool, tmp_path: Path
+) -> None:
+    manifest = yaml.safe_load((MANIFESTS / "pool-keyless.yaml").read_text())
+    container = manifest["spec"]["template"]["spec"]["containers"][0]
+    pool = await make_pool("talk", container)
+    async with call(deployment, pool) as conversation:
+        await conversation.listen()
+        answer = await conversation.ask()
+        conversation.caller.write_wav(tmp_path / "call.wav")
+    recorded, _ = read_wav(tmp_path / "call.wav")
+    assert not conversation.session.cold_start
+    assert answer.seconds > 2
+    assert says_opening_hours(await words_of(answer.pcm))
+    assert "help you" in (await words_of(recorded)).lower()
+
+
+async def test_a_cold_start_waits_for_its_own_agent(deployment: Deployment, make_pool: MakePool) -> None:
+    pool = await make_pool("cold", light(), replicas=0, onEmpty={"policy": "ColdStart"})
+    async with call(deployment, pool, timeout_seconds=120) as conversation:
+        tone = await conversation.listen()
+    assert conversation.session.cold_start
+    assert tone.seconds > 0.5
+
+
+# Only a Ready pod
+
+
+async def test_a_pod_that_says_it_is_not_ready_is_given_to_no_caller(
+    deployment: Deployment, make_pool: MakePool, kubectl: Kubectl
+) -> None:
+    pool = await make_pool("half-broken", light(), replicas=2, maxPods=2, onEmpty={"policy": "Reject"})
+    broken, good = (pod["metadata"]["name"] for pod in await asyncio.to_thread(deployment.pods_of, pool))
+    await kubectl("exec", broken, "--", "touch", "/tmp/broken")
+    await kubectl("wait", "--for=condition=Ready=false", f"pod/{broken}", "--timeout=30s")
+    first = await deployment.start(pool)
+    second = await deployment.start(pool)
+    pod = await asyncio.to_thread(deployment.pod_of_session, first.session_id)
+    assert (first.status, pod["metadata"]["name"]) == (200, good)
+    assert (second.status, second.code) == (429, "NO_WARM_AGENT")
+
+
+@pytest.mark.parametrize(("policy", "status"), [("Reject", 429), ("Queue", 503)])
+async def test_with_every_pod_broken_a_caller_is_told_so_in_time(
+    deployment: Deployment, make_pool: MakePool, kubectl: Kubectl, policy: str, status: int
+) -> None:
+    pool = await make_pool(
+        f"broken-{policy.lower()}",
+        light(LIGHT_BOT_READY="no"),
+        wait=False,
+        replicas=2,
+        maxPods=2,
+        onEmpty={"policy": policy, "timeoutSeconds": 2},
+    )
+    ask = "import urllib.request as u; print(u.urlopen('http://127.0.0.1:8080/status').read().decode())"
+
+    def all_parked() -> bool:
+        pods = deployment.pods_of(pool)
+        with suppress(ClusterError):
+            states = [
+                deployment.cluster.kubectl("exec", pod["metadata"]["name"], "--", "python3", "-c", ask) for pod in pods
+            ]
+            return len(states) == 2 and all(json.loads(state)["state"] == "parked" for state in states)
+        return False
+
+    await until("both agents to park", all_parked)
+    answer = await deployment.start(pool, timeout_seconds=10)
+    assert (answer.status, answer.code) == (status, "NO_WARM_AGENT")
+    assert f"No warm agent in the pool default/{pool}" in answer.words
+    assert answer.retry_after is not None
+    assert not [pod for pod in await asyncio.to_thread(deployment.pods_of, pool) if is_ready(pod)]
+
+
+# Pods and pools that go
+
+
+async def test_a_warm_pod_that_is_deleted_is_replaced(
+    deployment: Deployment, make_pool: MakePool, kubectl: Kubectl
+) -> None:
+    pool = await make_pool("replaced", light())
+    (before,) = await asyncio.to_thread(deployment.pods_of, pool)
+    await kubectl("delete", "pod", before["metadata"]["name"])
+
+    def successor() -> Json | None:
+        pods = [pod for pod in deployment.pods_of(pool) if pod["metadata"]["uid"] != before["metadata"]["uid"]]
+        return next((pod for pod in pods if is_ready(pod)), None)
+
+    await until("another pod to be Ready", successor)
+
+
+async def test_a_call_goes_on_to_its_end_when_its_pool_is_scaled_to_zero_and_deleted(
+    deployment: Deployment, make_pool: MakePool, kubectl: Kubectl
+) -> None:
+    pool = await make_pool("deleted", KEYLESS)
+    async with call(deployment, pool) as conversation:
+        session = conversation.session.session_id
+        await conversation.listen()
+        await kubectl("scale", "vpool", pool, "--replicas=0")
+        await until("the warm pods to go", lambda: len(deployment.pods_of(pool)) == 1)
+        assert says_opening_hours(await words_of((await conversation.ask()).pcm))
+        await kubectl("delete", "vpool", pool)
+        await asyncio.sleep(2)  # what would end the call has had its time
+        assert says_opening_hours(await words_of((await conversation.ask()).pcm))
+        pod = await asyncio.to_thread(deployment.pod_of_session, session)
+        assert pod["status"]["phase"] == "Running"
+    await until(
+        "the agent to end by itself",
+        lambda: [pod for pod in deployment.pods_of(pool) if pod["status"]["phase"] == "Succeeded"],
+    )
+
+
+# Processes of ours that are killed
+
+
+def processes_of(deployment: Deployment, component: str) -> set[int]:
+    """The processes of all pods of a component of ours, as this machine sees them."""
+    pods = deployment.pods(f"app.kubernetes.io/component={component}", NAMESPACE)
+    uids = [pod["metadata"]["uid"] for pod in pods]
+    found = set()
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            group = (folder / "cgroup").read_text().replace("_", "-")
+            command = (folder / "cmdline").read_bytes()
+            if b"voicepool" in command and any(uid in group for uid in uids):
+                found.add(int(folder.name))
+    return found
+
+
+def kill(processes: set[int]) -> None:
+    for process in processes:
+        with suppress(ProcessLookupError):  # the first that dies takes the others with it
+            os.kill(process, signal.SIGKILL)
+
+
+@pytest.fixture
+def operator_stays_away(deployment: Deployment) -> Iterator[Callable[[], None]]:
+    """Kills the operator and keeps Kubernetes from starting it again until the test is over."""
+    selector = "app.kubernetes.io/component=operator"
+    (before,) = json.loads(
+        deployment.cluster.kubectl(
+            "get", "deployment", "--namespace", NAMESPACE, "--selector", selector, "--output", "json"
+        )
+    )["items"]
+    name, where = f"deployment/{before['metadata']['name']}", ("--namespace", NAMESPACE)
+
+    def away() -> None:
+        processes = processes_of(deployment, "operator")
+        assert processes, "the operator does not run"
+        kill(processes)
+        deployment.cluster.kubectl("scale", name, "--replicas=0", *where)
+        deployment.cluster.kubectl("wait", "--for=delete", "pod", "--selector", selector, "--timeout=60s", *where)
+
+    yield away
+    deployment.cluster.kubectl("scale", name, f"--replicas={before['spec']['replicas']}", *where)
+    deployment.cluster.kubectl("rollout", "status", name, "--timeout=60s", *where)
+
+
+async def test_a_call_goes_on_and_another_starts_while_the_operator_is_dead(
+    deployment: Deployment, make_pool: MakePool, operator_stays_away: Callable[[], None]
+) -> None:
+    pool = await make_pool("no-operator", KEYLESS, replicas=2)
+    async with call(deployment, pool) as conversation:
+        await conversation.listen()
+        await asyncio.to_thread(operator_stays_away)
+        async with call(deployment, pool) as second:
+            assert says_opening_hours(await words_of((await second.ask()).pcm))
+        assert says_opening_hours(await words_of((await conversation.ask()).pcm))
+        assert not await asyncio.to_thread(processes_of, deployment, "operator")
+
+
+async def test_after_the_operator_was_killed_the_pool_is_filled_again(
+    deployment: Deployment, make_pool: MakePool
+) -> None:
+    pool = await make_pool("killed-operator", light())
+    processes = await asyncio.to_thread(processes_of, deployment, "operator")
+    assert processes
+    kill(processes)
+    session = await deployment.start(pool)
+    assert session.status == 200
+
+    def successor() -> Json | None:
+        warm = [pod for pod in deployment.pods_of(pool) if pod["metadata"]["labels"]["voicepool.dev/state"] == "warm"]
+        return next((pod for pod in warm if is_ready(pod)), None)
+
+    await until("a warm pod in place of the bound one", successor)
+    assert not processes & await asyncio.to_thread(processes_of, deployment, "operator")
+
+
+async def test_a_call_goes_on_when_every_gateway_is_killed(
+    deployment: Deployment, make_pool: MakePool, kubectl: Kubectl
+) -> None:
+    pool = await make_pool("no-gateway", KEYLESS)
+    async with call(deployment, pool) as conversation:
+        await conversation.listen()
+        processes = await asyncio.to_thread(processes_of, deployment, "gateway")
+        assert processes
+        kill(processes)
+        assert says_opening_hours(await words_of((await conversation.ask()).pcm))
+
+    def new_gateways() -> bool:
+        pods = deployment.pods("app.kubernetes.io/component=gateway", NAMESPACE)
+        restarted = all(pod["status"]["containerStatuses"][0]["restartCount"] > 0 for pod in pods)
+        return restarted and all(is_ready(pod) for pod in pods)
+
+    await until("the gateways to be Ready again", new_gateways)
+    assert not processes & await asyncio.to_thread(processes_of, deployment, "gateway")
+    await asyncio.to_thread(deployment.wait_until_ready, pool)
+    answer = await deployment.start(pool)
+    assert answer.status == 200
+
+
+# Many at once
+
+
+async def test_twenty_callers_at_once_on_ten_agents_get_ten_agents_and_ten_clear_answers(
+    deployment: Deployment, make_pool: MakePool
+) -> None:
+    pool = await make_pool("ten", light(), replicas=10, maxPods=10, onEmpty={"policy": "Reject"})
+    answers = await asyncio.gather(*(deployment.start(pool) for _ in range(20)))
+    started = [answer for answer in answers if answer.status == 200]
+    refused = [answer for answer in answers if answer.status != 200]
+    pods = await asyncio.to_thread(deployment.pods_of, pool)
+    bound = {
+        pod["metadata"]["labels"]["voicepool.dev/session"]: pod["metadata"]["name"]
+        for pod in pods
+        if pod["metadata"]["labels"]["voicepool.dev/state"] == "bound"
+    }
+    assert len(started) == 10
+    assert bound.keys() == {answer.session_id for answer in started}
+    assert len(set(bound.values())) == 10
+    assert {answer.status for answer in refused} == {429}
+    assert {answer.code for answer in refused} <= {"NO_WARM_AGENT", "POOL_AT_CAPACITY"}
+    assert all(answer.retry_after and pool in answer.words for answer in refused)
+
+
+# Mistakes
+
+
+@pytest.mark.parametrize(
+    ("mistake", "words"),
+    [
+        ({"replica": 3}, 'unknown field "spec.replica"'),
+        ({"replicas": -1}, "spec.replicas in body should be greater than or equal to 0"),
+        ({"onEmpty": {"policy": "Wait"}}, 'supported values: "Queue", "ColdStart", "Reject"'),
+        (
+            {"template": {"spec": {"containers": [{"name": "main", "image": AGENT_IMAGE}]}}},
+            "spec.template.spec.containers must have a container named 'agent'",
+        ),
+    ],
+)
+def test_the_api_server_refuses_a_mistake_in_words(deployment: Deployment, mistake: Json, words: str) -> None:
+    pool = pool_of("mistaken", REFERENCE)
+    pool["spec"].update(mistake)
+    with pytest.raises(ClusterError) as refusal:
+        deployment.apply_pool(pool)
+    assert words in refusal.value.detail
+
+
+async def _stalled(deployment: Deployment, pool: str) -> Json:
+    def stalled() -> Json | None:
+        condition = deployment.conditions(pool).get("Stalled")
+        return condition if condition and condition["status"] == "True" else None
+
+    return await until(f"the condition Stalled of {pool}", stalled)
+
+
+async def test_an_image_that_does_not_exist_is_in_a_condition(deployment: Deployment, make_pool: MakePool) -> None:
+    pool = await make_pool("no-image", {"image": "localhost/no-such-image:1"}, wait=False)
+    condition = await _stalled(deployment, pool)
+    assert condition["reason"] == "ImagePullFailed"
+    assert "localhost/no-such-image:1" in condition["message"]
+
+
+async def test_a_missing_key_of_the_reference_bot_is_named_in_a_condition(
+    deployment: Deployment, make_pool: MakePool
+) -> None:
+    container = {
+        **REFERENCE,
+        "env": [{"name": "ASSEMBLYAI_API_KEY", "value": "x"}, {"name": "GROQ_API_KEY", "value": "x"}],
+    }
+    pool = await make_pool("no-key", container, wait=False)
+
+    def failed() -> Json | None:
+        condition = deployment.conditions(pool).get("Ready")
+        return condition if condition and condition["reason"] == "AgentFailed" else None
+
+    condition = await until("the condition Ready to say AgentFailed", failed)
+    assert condition["status"] == "False"
+    assert "set INWORLD_API_KEY in the Secret" in condition["message"]
+
+
+# Secrets
+
+TOKEN = re.compile(r"eyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]{10,}")
+
+
+async def test_no_secret_is_in_any_log_label_annotation_event_or_status(
+    deployment: Deployment, make_pool: MakePool
+) -> None:
+    cluster = deployment.cluster
+    pool = await make_pool("secrets", light())
+    async with call(deployment, pool) as conversation:
+        await conversation.listen()
+    await until(
+        "the agent to end",
+        lambda: [pod for pod in deployment.pods_of(pool) if pod["status"]["phase"] == "Succeeded"],
+    )
+    secrets = {
+        "the API key": deployment.api_key,
+        "the LiveKit secret": livekit_secret(cluster),
+        "the caller's token": conversation.session.token,
+        "the private key": secret_values(cluster, "voicepool-assignment", NAMESPACE)["private.pem"].splitlines()[1],
+    }
+    assert all(len(secret) > 20 for secret in secrets.values())
+
+    def written() -> Iterator[tuple[str, str]]:
+        objects = json.loads(
+            cluster.kubectl(
+                "get", "pods,vpool,deployments,services,configmaps,secrets", "--all-namespaces", "--output", "json"
+            )
+        )["items"]
+        for one in objects:
+            metadata = one["metadata"]
+            shown = {"labels": metadata.get("labels"), "annotations": metadata.get("annotations")}
+            if one["kind"] != "Secret":
+                shown["status"] = one.get("status")
+            yield f"{one['kind']} {metadata['name']}", json.dumps(shown)
+        yield "events", cluster.kubectl("get", "events", "--all-namespaces", "--output", "json")
+        for pod in (one for one in objects if one["kind"] == "Pod"):
+            name, where = pod["metadata"]["name"], ("--namespace", pod["metadata"]["namespace"])
+            yield f"log of {name}", cluster.kubectl("logs", name, "--all-containers", *where)
+            for status in pod["status"].get("containerStatuses") or ():
+                if status["restartCount"]:
+                    yield f"earlier log of {name}", cluster.kubectl("logs", name, "--previous", *where)
+        for component in cluster.components():
+            yield f"log of {component}", cluster.logs(component, lines=1_000_000)
+
+    found = []
+    logs = 0
+    for place, text in await asyncio.to_thread(lambda: list(written())):
+        logs += "log of" in place and bool(text.strip())
+        found += [f"{what} in {place}" for what, secret in secrets.items() if secret in text]
+        found += [f"a token in {place}" for _ in TOKEN.findall(text)[:1]]
+    assert not found
+    assert logs >= 4, "operator, gateway, LiveKit and agent have written something"

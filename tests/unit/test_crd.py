@@ -54,7 +54,7 @@ def test_every_description_of_seconds_says_so() -> None:
 
 def test_the_form_is_structural() -> None:
     for node in every_schema(schema()):
-        assert "type" in node
+        assert ("type" in node) != (node.get("x-kubernetes-int-or-string") is True)
         assert not {"$ref", "$defs", "anyOf", "title", "examples"} & set(node)
         assert not ("properties" in node and "additionalProperties" in node)
 
@@ -74,6 +74,15 @@ def test_replicas_have_a_default_since_the_scale_subresource_fails_without() -> 
 
 def test_a_pool_that_nobody_has_looked_at_is_not_taken_for_a_finished_one() -> None:
     assert schema()["properties"]["status"]["default"] == {"observedGeneration": -1}
+
+
+def test_a_number_or_a_percentage_keeps_the_rules_of_both() -> None:
+    strategy = schema()["properties"]["spec"]["properties"]["updateStrategy"]["properties"]
+    surge = strategy["rollingUpdate"]["properties"]["maxSurge"]
+    assert surge["default"] == "25%"
+    assert (surge["minimum"], surge["pattern"]) == (0, "^(100|[1-9]?[0-9])%$")
+    (rule,) = strategy["rollingUpdate"]["x-kubernetes-validations"]
+    assert "must not both be 0" in rule["message"]
 
 
 def test_an_optional_field_is_absent_rather_than_null() -> None:

@@ -216,6 +216,80 @@ class TestRollout:
         assert not plan(pool(replicas=1, max_pods=1), pods, NOW, TEMPLATE).deletes
 
 
+def rolling(**steps: Any) -> dict[str, Any]:
+    return {"update_strategy": {"rolling_update": steps}}
+
+
+class TestUpdateStrategy:
+    """How fast, and in which direction, a rollout leaves the warm target."""
+
+    def old_pods(self, count: int) -> list[PodFact]:
+        return [warm(number, template=OLD) for number in range(count)]
+
+    @pytest.mark.parametrize(
+        ("replicas", "surge", "created"), [(10, "25%", 3), (1, "25%", 1), (10, 4, 4), (2, 9, 2), (4, "100%", 4)]
+    )
+    def test_so_many_surplus_pods_are_created_at_once(self, replicas: int, surge: int | str, created: int) -> None:
+        of = pool(replicas=replicas, **rolling(max_surge=surge))
+        decided = plan(of, self.old_pods(replicas), NOW, TEMPLATE)
+        assert len(decided.creates) == created
+        assert not decided.deletes
+
+    @pytest.mark.parametrize(("unavailable", "deleted"), [(3, 3), ("30%", 3), ("25%", 2), ("5%", 1), (0, 1)], ids=str)
+    def test_without_a_surplus_so_many_old_pods_make_room(self, unavailable: int | str, deleted: int) -> None:
+        of = pool(replicas=10, **rolling(max_surge=0, max_unavailable=unavailable))
+        decided = plan(of, self.old_pods(10), NOW, TEMPLATE)
+        assert len(decided.deletes) == deleted
+        assert len(decided.creates) == deleted
+
+    def test_no_more_than_max_unavailable_are_missing_at_any_time(self) -> None:
+        of = pool(replicas=4, **rolling(max_surge=0, max_unavailable=1))
+        assert not plan(of, [*self.old_pods(3), pod(0)], NOW, TEMPLATE).deletes
+        assert len(plan(of, [*self.old_pods(3), warm(0)], NOW, TEMPLATE).deletes) == 1
+
+    def test_a_new_template_that_fails_or_is_refused_takes_no_warm_pod_away(self) -> None:
+        of = pool(replicas=4, **rolling(max_surge=0, max_unavailable="50%"))
+        assert not plan(of, [*self.old_pods(4), failed(0)], NOW, TEMPLATE).deletes
+        assert not plan(of, self.old_pods(4), NOW, Template("cccccccc", "refused")).deletes
+
+    def test_on_replenish_old_pods_stay(self) -> None:
+        of = pool(settled(replicas=2), replicas=2, update_strategy={"type": "OnReplenish"})
+        decided = plan(of, [pod(0, template=OLD), warm(1, template=OLD), warm(2, template=OLD)], NOW, TEMPLATE)
+        assert deleted_names(decided) == [f"demo-{OLD}-0"]
+        assert decided.deletes[0].reason is DeleteReason.SCALE_DOWN
+        assert not decided.creates
+
+    def test_on_replenish_a_pool_with_old_pods_is_ready_and_says_so(self) -> None:
+        of = pool(settled(replicas=2), replicas=2, update_strategy={"type": "OnReplenish"})
+        decided = plan(of, [warm(1, template=OLD), warm(2, template=OLD)], NOW, TEMPLATE)
+        ready = condition(decided, "Ready") or {}
+        assert ready["status"] == "True"
+        assert "2 of its unbound pods are of an older template" in ready["message"]
+        assert condition(decided, "Reconciling") is None
+
+    def test_on_replenish_what_is_taken_or_fails_is_replaced_with_the_new_template(self) -> None:
+        of = pool(replicas=3, update_strategy={"type": "OnReplenish"})
+        pods = [bound(0, template=OLD), failed(1, template=OLD), warm(2, template=OLD)]
+        decided = plan(of, pods, NOW, TEMPLATE)
+        assert len(decided.creates) == 2
+        assert deleted_names(decided) == [f"demo-{OLD}-1"]
+        assert decided.status["updatedReplicas"] == 0
+
+    def test_the_conditions_tell_how_far_a_rollout_has_come(self) -> None:
+        before = plan(pool(replicas=2), self.old_pods(2), NOW, Template(OLD)).status
+        decided = plan(pool(before, replicas=2), [*self.old_pods(2), warm(0)], NOW, TEMPLATE)
+        for kind in ("Ready", "Reconciling"):
+            found = condition(decided, kind) or {}
+            assert found["reason"] == "RollingOut"
+            assert found["message"] == (
+                "1 unbound pods are of the current template (1 of them warm, of 2 wanted); "
+                "2 of an older one are still to be replaced."
+            )
+        done = plan(pool(decided.status, replicas=2), [warm(0), warm(1)], NOW, TEMPLATE)
+        assert (condition(done, "Ready") or {})["reason"] == "TargetReached"
+        assert condition(done, "Reconciling") is None
+
+
 class TestEndedAndColdStarts:
     """Pods that are not counted."""
 
@@ -373,7 +447,16 @@ def pod_lists(draw: st.DrawFn) -> list[PodFact]:
 
 @st.composite
 def pools(draw: st.DrawFn) -> PoolFact:
-    return pool(replicas=draw(st.integers(0, 8)), max_pods=draw(st.integers(1, 10)), deleting=draw(st.booleans()))
+    share = st.one_of(st.integers(0, 9), st.integers(0, 100).map(lambda percent: f"{percent}%"))
+    return pool(
+        replicas=draw(st.integers(0, 8)),
+        max_pods=draw(st.integers(1, 10)),
+        deleting=draw(st.booleans()),
+        update_strategy={
+            "type": draw(st.sampled_from(["RollingUpdate", "OnReplenish"])),
+            "rolling_update": {"max_surge": draw(share), "max_unavailable": draw(share)},
+        },
+    )
 
 
 templates = st.sampled_from([TEMPLATE, Template(TEMPLATE.hash, "refused")])
@@ -453,7 +536,8 @@ class TestProperties:
         unbound = [entry for entry in pods if entry.state is BindState.WARM and not entry.finished]
         busy = live(pods) - len(unbound)
         assert len(unbound) == min(of.spec.replicas, max(0, of.spec.max_pods - busy))
-        assert {entry.template_hash for entry in unbound} <= {TEMPLATE.hash}
+        if of.spec.update_strategy.type == "RollingUpdate":
+            assert {entry.template_hash for entry in unbound} <= {TEMPLATE.hash}
         final = plan(of, pods, now, TEMPLATE)
         assert not final.creates
         assert not final.deletes

@@ -6,6 +6,7 @@ dry run and reported in a condition.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,7 +19,19 @@ MAX_POOL_NAME_CHARACTERS = 40
 
 FILE_NAME = f"{PLURAL}.{GROUP}.yaml"
 
-_KEPT = {"type", "description", "default", "enum", "pattern", "minimum", "maximum", "minLength", "maxLength", "items"}
+_KEPT = {
+    "type",
+    "description",
+    "default",
+    "enum",
+    "pattern",
+    "minimum",
+    "maximum",
+    "minLength",
+    "maxLength",
+    "items",
+    "x-kubernetes-int-or-string",
+}
 
 HEADER = "# Generated from the models in operator/src/voicepool/model.py by `make crds`; do not edit.\n"
 
@@ -71,6 +84,12 @@ def to_yaml() -> str:
 
 def _root_schema() -> Schema:
     spec = structural(VoiceAgentPoolSpec.model_json_schema(by_alias=True))
+    spec["properties"]["updateStrategy"]["properties"]["rollingUpdate"]["x-kubernetes-validations"] = [
+        {
+            "rule": f"!({_is_zero('maxSurge')} && {_is_zero('maxUnavailable')})",
+            "message": "maxSurge and maxUnavailable must not both be 0: no pod could be replaced",
+        }
+    ]
     spec["properties"]["template"] = _template_schema(spec["properties"]["template"]["description"])
     return {
         "type": "object",
@@ -93,6 +112,11 @@ def _root_schema() -> Schema:
     }
 
 
+def _is_zero(field: str) -> str:
+    """A CEL expression about a field that is a number or a percentage."""
+    return f"(type(self.{field}) == int ? self.{field} == 0 : self.{field} == '0%')"
+
+
 def structural(schema: Mapping[str, Any]) -> Schema:
     """Rewrite a JSON schema of pydantic into the structural form that Kubernetes takes.
 
@@ -107,7 +131,12 @@ def _structural(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> Sc
     if "$ref" in source:
         source = {**definitions[source.pop("$ref").rsplit("/", 1)[-1]], **source}
     if "anyOf" in source:
-        (only,) = (option for option in source.pop("anyOf") if option.get("type") != "null")
+        options = [option for option in source.pop("anyOf") if option.get("type") != "null"]
+        if {option.get("type") for option in options} == {"integer", "string"}:
+            # Numbers have a minimum, strings a pattern: each rule applies to its own kind only.
+            merged = {name: value for option in options for name, value in option.items() if name != "type"}
+            options = [{**merged, "x-kubernetes-int-or-string": True}]
+        (only,) = options
         source = {**only, **source}
         if source.get("default", ...) is None:
             del source["default"]
@@ -123,7 +152,10 @@ def _structural(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> Sc
         if "default" in result:
             # The API server fills in a nested default only where the object itself is there.
             result["default"] = {
-                name: value["default"] for name, value in result["properties"].items() if "default" in value
+                # A copy, or YAML would write a reference to it.
+                name: copy.deepcopy(value["default"])
+                for name, value in result["properties"].items()
+                if "default" in value
             }
     return result
 

@@ -69,6 +69,38 @@ class StartupSpec(_SpecModel):
     """A pod that is not Ready after so many seconds is replaced; repeated failure backs off, from 10 to 300 seconds."""
 
 
+IntOrPercent = Annotated[
+    Annotated[int, Field(ge=0, le=100_000)] | Annotated[str, Field(pattern=r"^(100|[1-9]?[0-9])%$", max_length=4)],
+    Field(),
+]
+"""A number of pods, or a share of the warm target such as ``25%``."""
+
+
+class RollingUpdateSpec(_SpecModel):
+    """How far a rollout may leave the warm target, in unbound pods."""
+
+    max_surge: IntOrPercent = "25%"
+    """How many unbound pods may exist above the warm target: a number, or a percentage of it (rounded up)."""
+    max_unavailable: IntOrPercent = 0
+    """How many warm pods may be missing from the warm target: a number, or a percentage of it (rounded down)."""
+
+
+class UpdateStrategySpec(_SpecModel):
+    """How unbound pods move to a new template. Bound pods never move."""
+
+    type: Literal["RollingUpdate", "OnReplenish"] = "RollingUpdate"
+    """RollingUpdate: replace old unbound pods step by step. OnReplenish: keep them until a call takes them or they fail; new pods are of the new template."""
+    rolling_update: RollingUpdateSpec = RollingUpdateSpec()
+    """The steps of RollingUpdate."""
+
+
+class Placement(StrEnum):
+    """Which nodes calls are given to, and which lose their unbound pods first."""
+
+    PACKED = "Packed"
+    SPREAD = "Spread"
+
+
 class OnEmptySpec(_SpecModel):
     """What a caller gets when no warm pod is left."""
 
@@ -102,6 +134,8 @@ class VoiceAgentPoolSpec(_SpecModel):
     """How long an agent may take to become warm."""
     on_empty: OnEmptySpec = OnEmptySpec()
     """What a caller gets when no warm pod is left."""
+    update_strategy: UpdateStrategySpec = UpdateStrategySpec()
+    """How unbound pods move to a new template. Bound pods never move."""
     livekit: LiveKitSpec = LiveKitSpec()
     """The LiveKit server of the pool; what is left out comes from the gateway's own settings."""
 

@@ -167,6 +167,8 @@ def plan(pool: PoolFact, pods: Iterable[PodFact], now: datetime, template: Templ
         return Plan((), tuple(deletes), dict(pool.status), timers.after_seconds(), ("the pool is being deleted",), {})
 
     deadline = timedelta(seconds=pool.spec.startup.deadline_seconds)
+    target = pool.spec.replicas
+    steps = _Steps.of(pool, target)
     for pod in groups.cold:
         unused_at = pod.created_at + deadline
         if now >= unused_at:
@@ -178,21 +180,20 @@ def plan(pool: PoolFact, pods: Iterable[PodFact], now: datetime, template: Templ
             timers.at(_late_at(pod, deadline))
 
     failure = _Failure.of(groups, template, deadline)
-    target = pool.spec.replicas
     if target == 0:
         failure = None
     for pod in (*groups.failed, *groups.late):
         if failure is None or pod is not failure.pod:
             delete(pod, DeleteReason.STARTUP_DEADLINE if pod in groups.late else DeleteReason.FAILED)
 
-    victims = _victims(pool, groups, template, failing=failure is not None or template.error is not None)
+    victims = _victims(pool, groups, template, target, steps, failing=failure is not None or template.error is not None)
     for pod, reason in victims:
         delete(pod, reason)
     gone = {pod.uid for pod, _ in victims}
     staying = [pod for pod in groups.unbound if pod.uid not in gone]
 
     room = max(0, pool.spec.max_pods - groups.live())
-    wanted = _wanted(staying, target, template)
+    wanted = _wanted(staying, target, template, steps)
     attempt = 0
     if wanted and template.error is not None:
         wanted = 0
@@ -215,7 +216,7 @@ def plan(pool: PoolFact, pods: Iterable[PodFact], now: datetime, template: Templ
         delete(failure.pod, DeleteReason.STARTUP_DEADLINE)
     creates = tuple(PodCreate(number, attempt) for number in _free_numbers(pool.name, template.hash, all_pods, created))
 
-    status = _status(pool, groups, now, template, failure, short_of_room=created < wanted)
+    status = _status(pool, groups, now, template, failure, target, short_of_room=created < wanted)
     if creates:
         reasons.append(f"{len(groups.unbound)} unbound of {target}: creates {len(creates)}")
     return Plan(
@@ -325,31 +326,60 @@ def _sort(pool: PoolFact, pods: Iterable[PodFact], now: datetime) -> _Sorted:
     return groups
 
 
+@dataclass(frozen=True, slots=True)
+class _Steps:
+    """How a rollout goes on, in pods."""
+
+    rolling: bool
+    """Old unbound pods are replaced; otherwise they stay until they are taken or fail."""
+    surge: int
+    unavailable: int
+
+    @classmethod
+    def of(cls, pool: PoolFact, target: int) -> _Steps:
+        strategy = pool.spec.update_strategy
+        if strategy.type == "OnReplenish" or target == 0:
+            return cls(strategy.type != "OnReplenish", 0, 0)
+        surge = _share(strategy.rolling_update.max_surge, target, round_up=True)
+        unavailable = _share(strategy.rolling_update.max_unavailable, target, round_up=False)
+        # Without either a rollout could not take its first step; a Deployment gives way in the same direction.
+        return cls(True, surge, unavailable if surge else max(1, unavailable))
+
+
+def _share(value: int | str, of: int, *, round_up: bool) -> int:
+    """A number of pods as it is, a percentage as that share of ``of``."""
+    if isinstance(value, int):
+        return value
+    hundredths = of * int(value.removesuffix("%"))
+    return -(-hundredths // 100) if round_up else hundredths // 100
+
+
 def _victims(
-    pool: PoolFact, groups: _Sorted, template: Template, *, failing: bool
+    pool: PoolFact, groups: _Sorted, template: Template, wanted: int, steps: _Steps, *, failing: bool
 ) -> list[tuple[PodFact, DeleteReason]]:
     """Unbound pods that have to go: too many, or of an old template and no longer needed."""
     # Also where maxPods has been lowered: sessions keep their pods, unbound ones give way.
     ceiling = max(0, pool.spec.max_pods - len(groups.bound) - len(groups.cold))
-    target = min(pool.spec.replicas, ceiling)
+    target = min(wanted, ceiling)
     # Not Ready first, then old template, then newest first.
     ordered = sorted(
         groups.unbound,
         key=lambda pod: (pod.ready, pod.template_hash == template.hash, -pod.created_at.timestamp(), pod.name),
     )
     old = [pod for pod in ordered if pod.template_hash != template.hash]
-    surplus = 1 if old and target else 0
+    surplus = steps.surge if old and target else 0
     too_many = max(0, len(ordered) - min(target + surplus, ceiling))
     result = [(pod, DeleteReason.SCALE_DOWN) for pod in ordered[:too_many]]
     staying = ordered[too_many:]
     old = [pod for pod in staying if pod.template_hash != template.hash]
     current = [pod for pod in staying if pod.template_hash == template.hash]
-    if not old:
+    if not old or not steps.rolling:
         if len(staying) > target:
             result += [(pod, DeleteReason.SCALE_DOWN) for pod in staying[: len(staying) - target]]
         return result
     warm = sum(pod.ready for pod in staying)
-    removable = max(0, warm - target)
+    # While the new template fails, or is refused, the old one's warm pods are all that callers have.
+    removable = max(0, warm - target + (0 if failing else steps.unavailable))
     starting = not all(pod.ready for pod in current)
     if not removable and not failing and not starting and not groups.leaving and groups.live() >= pool.spec.max_pods:
         # There is no room for a surplus pod: one warm pod of the old template makes room for its successor.
@@ -364,11 +394,11 @@ def _victims(
     return result
 
 
-def _wanted(staying: Sequence[PodFact], target: int, template: Template) -> int:
-    """How many pods of the current template are missing; one more than the target may exist while old ones are replaced."""
+def _wanted(staying: Sequence[PodFact], target: int, template: Template, steps: _Steps) -> int:
+    """How many pods of the current template are missing; more than the target may exist while old ones are replaced."""
     current = sum(pod.template_hash == template.hash for pod in staying)
     old = len(staying) - current
-    surplus = 1 if old and target else 0
+    surplus = steps.surge if old else 0
     return max(0, min(target - current, target + surplus - len(staying)))
 
 
@@ -444,23 +474,34 @@ def _status(
     now: datetime,
     template: Template,
     failure: _Failure | None,
+    target: int,
     *,
     short_of_room: bool,
 ) -> Json:
-    target = pool.spec.replicas
     warm = sum(pod.ready for pod in groups.unbound)
     updated = [pod for pod in groups.unbound if pod.template_hash == template.hash]
     updated_warm = sum(pod.ready for pod in updated)
     problem = _problem(pool, groups, template, failure)
     # What maxPods does not allow is told by AtCapacity and WarmTargetMet.
     possible = min(target, max(0, pool.spec.max_pods - len(groups.bound)))
-    reached = updated_warm >= possible and len(groups.unbound) == len(updated) and template.error is None
+    old = len(groups.unbound) - len(updated)
+    rolling = pool.spec.update_strategy.type == "RollingUpdate"
+    reached = template.error is None and (updated_warm >= possible and not old if rolling else warm >= possible)
     conditions = _Conditions(pool, now)
+
+    under_way = ("Starting", "Pods are being started.")
+    if old and rolling:
+        progress = (
+            f"{len(updated)} unbound pods are of the current template ({updated_warm} of them warm, of {target} wanted)"
+        )
+        under_way = ("RollingOut", f"{progress}; {old} of an older one are still to be replaced.")
 
     before = conditions.previous("Ready")
     same_template = pool.status.get("templateHash") == template.hash
     if reached:
         words = "No agent is wanted." if target == 0 else "The pool has reached its warm target."
+        if old:
+            words += f" {old} of its unbound pods are of an older template, and stay until they are taken."
         conditions.set("Ready", True, "TargetReached" if target else "ScaledToZero", words)
     elif problem is not None:
         conditions.set("Ready", False, problem.reason, problem.message)
@@ -468,17 +509,15 @@ def _status(
         # Each call takes a pod away for a moment: that is what a pool is for, and no reason to call it unready.
         conditions.set("Ready", True, str(before.get("reason")), str(before.get("message")))
     else:
-        conditions.set("Ready", False, "Starting", "The pool has not reached its warm target yet.")
+        conditions.set("Ready", False, *under_way)
 
     stalled = not reached and problem is not None and problem.stalled
     if stalled and problem is not None:
         conditions.set("Stalled", True, problem.reason, problem.message)
-    under_way = conditions.previous("Reconciling") is not None or conditions.previous("Stalled") is not None
-    if not reached and not stalled and (under_way or pool.status.get("observedGeneration") != pool.generation):
-        reason = problem.reason if problem else "Starting"
-        conditions.set(
-            "Reconciling", True, reason, problem.message if problem else "Pods are being started or replaced."
-        )
+    was_busy = conditions.previous("Reconciling") is not None or conditions.previous("Stalled") is not None
+    same_spec = same_template and pool.status.get("observedGeneration") == pool.generation
+    if not reached and not stalled and (was_busy or not same_spec):
+        conditions.set("Reconciling", True, *((problem.reason, problem.message) if problem else under_way))
 
     if warm >= target:
         conditions.set("WarmTargetMet", True, "Warm", "At least as many pods are warm as wanted.")

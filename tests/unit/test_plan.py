@@ -95,6 +95,37 @@ class TestScalingDown:
         pods = [warm(0, age_seconds=5), warm(1, age_seconds=500)]
         assert deleted_names(plan(pool(replicas=1), pods, NOW, TEMPLATE)) == ["demo-aaaaaaaa-0"]
 
+    def test_packed_empties_the_node_with_fewest_pods(self) -> None:
+        pods = [warm(0, node="a"), bound(1, node="a"), bound(2, node="a"), warm(3, node="b"), warm(4, node="b")]
+        for target, gone in ((2, [3]), (1, [3, 4]), (0, [0, 3, 4])):
+            decided = plan(pool(replicas=target, placement="Packed"), pods, NOW, TEMPLATE)
+            assert deleted_names(decided) == [f"demo-aaaaaaaa-{number}" for number in gone]
+
+    def test_spread_takes_from_the_node_that_is_the_fullest_at_that_moment(self) -> None:
+        pods = [warm(number, node=node) for number, node in enumerate("aaaabbc")]
+        remaining = []
+        for target in range(6, 2, -1):
+            gone = deleted_names(plan(pool(replicas=target, placement="Spread"), pods, NOW, TEMPLATE))
+            remaining.append("".join(sorted(one.node or "" for one in pods if one.name not in gone)))
+        assert remaining == ["aaabbc", "aabbc", "abbc", "abc"]
+
+    def test_spread_counts_calls_too(self) -> None:
+        pods = [warm(0, node="a"), bound(1, node="a"), bound(2, node="a"), warm(3, node="b"), warm(4, node="b")]
+        decided = plan(pool(replicas=2, placement="Spread"), pods, NOW, TEMPLATE)
+        assert deleted_names(decided) == ["demo-aaaaaaaa-0"]
+
+    def test_a_starting_pod_goes_before_a_warm_one_wherever_they_are(self) -> None:
+        pods = [warm(0, node="b"), pod(1, node="a"), warm(2, node="a"), warm(3, node="a")]
+        for placement in ("Packed", "Spread"):
+            decided = plan(pool(replicas=3, placement=placement), pods, NOW, TEMPLATE)
+            assert deleted_names(decided) == ["demo-aaaaaaaa-1"]
+
+    def test_a_pod_that_no_node_has_taken_goes_first(self) -> None:
+        pods = [pod(0, node="a"), pod(1, age_seconds=100), pod(2, node="a")]
+        for placement in ("Packed", "Spread"):
+            decided = plan(pool(replicas=2, placement=placement), pods, NOW, TEMPLATE)
+            assert deleted_names(decided) == ["demo-aaaaaaaa-1"]
+
     def test_to_zero_only_unbound_pods_go(self) -> None:
         decided = plan(pool(replicas=0), [warm(0), bound(1), bound(2, deleting=True), pod(3)], NOW, TEMPLATE)
         assert deleted_names(decided) == ["demo-aaaaaaaa-0", "demo-aaaaaaaa-3"]
@@ -428,6 +459,7 @@ def pod_lists(draw: st.DrawFn) -> list[PodFact]:
             "age_seconds": draw(st.integers(0, 1000)),
             "deleting": draw(st.booleans()),
             "start_attempt": draw(st.integers(0, 9)),
+            "node": draw(st.sampled_from([None, "a", "b", "c"])),
         }
         if kind == "ended":
             result.append(ended(number, draw(st.integers(0, 600)), **changes))
@@ -452,6 +484,7 @@ def pools(draw: st.DrawFn) -> PoolFact:
         replicas=draw(st.integers(0, 8)),
         max_pods=draw(st.integers(1, 10)),
         deleting=draw(st.booleans()),
+        placement=draw(st.sampled_from(["Packed", "Spread"])),
         update_strategy={
             "type": draw(st.sampled_from(["RollingUpdate", "OnReplenish"])),
             "rolling_update": {"max_surge": draw(share), "max_unavailable": draw(share)},

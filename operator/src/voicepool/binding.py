@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -19,6 +19,7 @@ from voicepool.model import (
     LABEL_SESSION,
     LABEL_STATE,
     BindState,
+    Placement,
     PodFact,
 )
 
@@ -26,6 +27,10 @@ Operation = dict[str, Any]
 
 ACTIVE_DEADLINE_MARGIN_SECONDS = 60
 """The agent ends its session by itself at the maximum duration and says goodbye; Kubernetes comes a little later, for an agent that does not."""
+
+CHOICE_PER_BIND = 4
+"""For each bind under way there are more than so many pods to choose from, if the pool has them: in a burst
+of two gateways about every third choice meets the other's, where a strict packing would make all of them meet."""
 
 SAFE_TO_EVICT = "cluster-autoscaler.kubernetes.io/safe-to-evict"
 DO_NOT_DISRUPT = "karpenter.sh/do-not-disrupt"
@@ -44,38 +49,44 @@ def is_candidate(pod: PodFact) -> bool:
     )
 
 
-def preference(pod: PodFact, session_id: str, template_hash: str | None) -> tuple[bool, bool, bytes]:
-    """The sort key of a candidate, smallest first: its own cold start, then the newest template, then rendezvous hashing.
+def choose(
+    free: Sequence[PodFact],
+    session_id: str,
+    *,
+    template_hash: str | None,
+    placement: Placement,
+    taken_on_node: Mapping[str, int],
+    in_flight: int,
+) -> PodFact:
+    """The pod that this session should take: its own cold start, else of the newest template, else any; among those by placement.
 
-    Two gateways that serve two sessions at once seldom choose the same pod, as each session has its own order of the pods.
-    """
-    score = hashlib.blake2b(f"{session_id}\0{pod.uid}".encode(), digest_size=8).digest()
-    return (pod.cold_start != session_id, template_hash is not None and pod.template_hash != template_hash, score)
-
-
-def candidates(
-    pods: Iterable[PodFact], session_id: str, *, namespace: str, pool: str, template_hash: str | None
-) -> list[PodFact]:
-    """The pods of the pool that this session may take, best first.
-
-    A pod that was started for one session (a cold start) is offered to that session alone.
+    Packed prefers the node with most calls, Spread the nodes with fewest. Within that the session's own order of the pods decides (rendezvous
+    hashing), so that two gateways that serve two sessions at once seldom choose the same pod. A strict placement would send all gateways to the same
+    few pods in a burst, where each patch that loses costs a round trip. So the choice widens node by node with the binds that are under way: one call
+    at a time is placed exactly, a burst nearly so. What is under way here is a fair measure of what is under way elsewhere.
 
     Args:
-        pods: pods in any state, of any pool.
+        free: candidates of the pool, at least one.
         session_id: who asks.
-        namespace: of the pool.
-        pool: its name.
-        template_hash: the pool's current ``status.templateHash``; None when it is not known yet, then all templates are equal.
+        template_hash: the pool's current template; None when it is not known yet, then all templates are equal.
+        placement: of the pool.
+        taken_on_node: by node, how many pods of the pool have a call, or are about to.
+        in_flight: how many binds of the pool are under way in this process.
     """
-    own = [
-        pod
-        for pod in pods
-        if pod.namespace == namespace
-        and pod.pool == pool
-        and is_candidate(pod)
-        and pod.cold_start in (None, session_id)
-    ]
-    return sorted(own, key=lambda pod: preference(pod, session_id, template_hash))
+    pods = [pod for pod in free if pod.cold_start == session_id]
+    pods = pods or [pod for pod in free if pod.template_hash == template_hash] or list(free)
+    by_rank: dict[tuple[int, str], list[PodFact]] = {}
+    for pod in pods:
+        node = pod.node or ""
+        taken = taken_on_node.get(node, 0)
+        # Of nodes with equally many, Packed fills one after the other, Spread treats all alike.
+        by_rank.setdefault((-taken, node) if placement is Placement.PACKED else (taken, ""), []).append(pod)
+    choice: list[PodFact] = []
+    for rank in sorted(by_rank):
+        choice += by_rank[rank]
+        if len(choice) > CHOICE_PER_BIND * in_flight:
+            break
+    return min(choice, key=lambda pod: hashlib.blake2b(f"{session_id}\0{pod.uid}".encode(), digest_size=8).digest())
 
 
 def active_deadline_seconds(pod: PodFact, max_duration_seconds: int, now: datetime) -> int:

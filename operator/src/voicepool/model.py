@@ -136,6 +136,8 @@ class VoiceAgentPoolSpec(_SpecModel):
     """What a caller gets when no warm pod is left."""
     update_strategy: UpdateStrategySpec = UpdateStrategySpec()
     """How unbound pods move to a new template. Bound pods never move."""
+    placement: Placement = Placement.PACKED
+    """Packed: give calls to the nodes that have most of them, so that the others can empty. Spread: to those with fewest, so that a lost node costs few."""
     livekit: LiveKitSpec = LiveKitSpec()
     """The LiveKit server of the pool; what is left out comes from the gateway's own settings."""
 

@@ -11,13 +11,14 @@ Invariants, whatever the input:
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
-from voicepool.model import LABEL_POOL, LABEL_STATE, BindState, PodFact, PoolFact
+from voicepool.model import LABEL_POOL, LABEL_STATE, BindState, Placement, PodFact, PoolFact
 from voicepool.podspec import agent_image, pod_name
 
 Json = dict[str, Any]
@@ -361,11 +362,7 @@ def _victims(
     # Also where maxPods has been lowered: sessions keep their pods, unbound ones give way.
     ceiling = max(0, pool.spec.max_pods - len(groups.bound) - len(groups.cold))
     target = min(wanted, ceiling)
-    # Not Ready first, then old template, then newest first.
-    ordered = sorted(
-        groups.unbound,
-        key=lambda pod: (pod.ready, pod.template_hash == template.hash, -pod.created_at.timestamp(), pod.name),
-    )
+    ordered = _cheapest_first(pool.spec.placement, groups, template)
     old = [pod for pod in ordered if pod.template_hash != template.hash]
     surplus = steps.surge if old and target else 0
     too_many = max(0, len(ordered) - min(target + surplus, ceiling))
@@ -392,6 +389,29 @@ def _victims(
             removable -= 1
             result.append((pod, DeleteReason.ROLLOUT))
     return result
+
+
+def _cheapest_first(placement: Placement, groups: _Sorted, template: Template) -> list[PodFact]:
+    """Unbound pods in the order in which they are given up: not Ready first, then old template, then by placement, then newest first."""
+
+    def worth(pod: PodFact) -> tuple[bool, bool, bool]:
+        # One that no node has taken leaves no node emptier.
+        return pod.ready, pod.template_hash == template.hash, pod.node is not None
+
+    def age(pod: PodFact) -> tuple[float, str]:
+        return -pod.created_at.timestamp(), pod.name
+
+    ordered = sorted(groups.unbound, key=lambda pod: (*worth(pod), *age(pod)))
+    on_node = Counter(pod.node for pod in (*groups.bound, *groups.unbound, *groups.cold))
+    if placement is Placement.PACKED:
+        # Node by node, the one with fewest pods first, so that it is empty soon.
+        return sorted(ordered, key=lambda pod: (*worth(pod), on_node[pod.node], pod.node or "", *age(pod)))
+    # Always from the node that is the fullest at that moment: the height of a pod is how many its node has while it is still there.
+    height: dict[str, int] = {}
+    for pod in ordered:
+        height[pod.uid] = on_node[pod.node]
+        on_node[pod.node] -= 1
+    return sorted(ordered, key=lambda pod: (*worth(pod), -height[pod.uid], *age(pod)))
 
 
 def _wanted(staying: Sequence[PodFact], target: int, template: Template, steps: _Steps) -> int:

@@ -8,13 +8,13 @@ first served; a waiter is woken by the informer, nobody polls. No I/O.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from voicepool.binding import preference
+from voicepool.binding import choose
 from voicepool.gateway.view import ClusterView, PoolKey
-from voicepool.model import PodFact
+from voicepool.model import Placement, PodFact
 
 LOST_SECONDS = 30.0
 """How long a pod whose patch lost is left alone when no event says more."""
@@ -97,18 +97,28 @@ class Allocator:
         self._lost[pod.uid] = self._monotonic() + LOST_SECONDS
 
     def _reserve(self, key: PoolKey, session_id: str, only_uid: str | None) -> PodFact | None:
-        template_hash = self._view.template_hash(key)
-        free = [
-            pod
-            for pod in self._view.warm(key).values()
-            if pod.uid not in self._reserved
-            and not self._is_lost(pod.uid)
-            and pod.cold_start in (None, session_id)
-            and only_uid in (None, pod.uid)
-        ]
+        free: list[PodFact] = []
+        under_way: list[PodFact] = []
+        for pod in self._view.warm(key).values():
+            if pod.uid in self._reserved:
+                under_way.append(pod)
+            elif not self._is_lost(pod.uid) and pod.cold_start in (None, session_id) and only_uid in (None, pod.uid):
+                free.append(pod)
         if not free:
             return None
-        pod = min(free, key=lambda pod: preference(pod, session_id, template_hash))
+        taken_on_node = self._view.bound_on_node(key)
+        if under_way:
+            taken_on_node = Counter(taken_on_node)
+            taken_on_node.update(pod.node or "" for pod in under_way)
+        pool = self._view.pools.get(key)
+        pod = choose(
+            free,
+            session_id,
+            template_hash=self._view.template_hash(key),
+            placement=pool.spec.placement if pool else Placement.PACKED,
+            taken_on_node=taken_on_node,
+            in_flight=len(under_way),
+        )
         self._reserved.add(pod.uid)
         return pod
 

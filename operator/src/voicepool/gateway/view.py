@@ -6,6 +6,7 @@ pod is told to one listener, so that nobody polls.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 
 from voicepool.binding import is_candidate
@@ -26,6 +27,7 @@ class ClusterView:
         """Of them, those that were seen bound."""
         self._pods: dict[PoolKey, dict[str, PodFact]] = {}
         self._warm: dict[PoolKey, dict[str, PodFact]] = {}
+        self._bound_on_node: dict[PoolKey, Counter[str]] = {}
         self._names: dict[tuple[str, str], tuple[PoolKey, str]] = {}
         self._listener: Callable[[PoolKey, str, PodFact | None], None] = lambda _key, _uid, _pod: None
 
@@ -51,6 +53,8 @@ class ClusterView:
         before = self._pods.get(key, {}).get(pod.uid)
         self.spawned += before is None
         self.assigned += pod.state is BindState.BOUND and (before is None or before.state is not BindState.BOUND)
+        self._count_call(before, -1)
+        self._count_call(pod, 1)
         self._names[pod.namespace, pod.name] = (key, pod.uid)
         self._pods.setdefault(key, {})[pod.uid] = pod
         if is_candidate(pod):
@@ -65,7 +69,7 @@ class ClusterView:
         if known is None:
             return
         key, uid = known
-        self._pods[key].pop(uid, None)
+        self._count_call(self._pods[key].pop(uid, None), -1)
         self._warm.get(key, {}).pop(uid, None)
         self._listener(key, uid, None)
 
@@ -76,6 +80,21 @@ class ClusterView:
     def warm(self, key: PoolKey) -> Mapping[str, PodFact]:
         """The candidates of a pool by uid."""
         return self._warm.get(key, {})
+
+    def bound_on_node(self, key: PoolKey) -> Mapping[str, int]:
+        """How many calls of a pool each node has; a node that is not there has none."""
+        return self._bound_on_node.get(key, {})
+
+    def _count_call(self, pod: PodFact | None, step: int) -> None:
+        if pod is None or pod.state is not BindState.BOUND or pod.finished:
+            return
+        key = (pod.namespace, pod.pool)
+        counts = self._bound_on_node.setdefault(key, Counter())
+        counts[pod.node or ""] += step
+        if not counts[pod.node or ""]:
+            del counts[pod.node or ""]
+            if not counts:
+                del self._bound_on_node[key]
 
     def template_hash(self, key: PoolKey) -> str | None:
         """The pool's current template, if its status says."""

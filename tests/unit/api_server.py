@@ -17,6 +17,7 @@ from voicepool.kube.api import (
     KubeApiError,
     NotFound,
     Resource,
+    Unprocessable,
     WatchEvent,
 )
 
@@ -33,7 +34,8 @@ class ApiServer:
         self.calls: list[tuple[str, str]] = []
         """Operation and name of every write that was asked for, dry runs apart."""
         self.failures: dict[str, list[KubeApiError]] = {}
-        """Per operation (``list``, ``watch``, ``create``, ``delete``, ``dry_run``, ``status``): errors for the next calls."""
+        """Per operation
+        (``list``, ``watch``, ``create`` of a pod, ``create poddisruptionbudgets``, ``delete``, ``dry_run``, ``status``): errors for the next calls."""
         self.compacted = 0
         """Watches from before this version get 410."""
         self.muted = False
@@ -140,7 +142,7 @@ class ApiServer:
     async def create(
         self, resource: Resource, namespace: str, body: Mapping[str, Any], *, dry_run: bool = False
     ) -> Json:
-        self._fail("dry_run" if dry_run else "create")
+        self._fail("dry_run" if dry_run else "create" if resource.plural == "pods" else f"create {resource.plural}")
         key = (resource.plural, namespace, body["metadata"]["name"])
         if dry_run:
             return copy.deepcopy(dict(body))
@@ -152,7 +154,21 @@ class ApiServer:
     async def json_patch(
         self, resource: Resource, namespace: str, name: str, operations: Sequence[Mapping[str, Any]]
     ) -> Json:
-        raise AssertionError("the operator binds nothing")
+        """Knows what the operator sends: a test of the uid, and a change of a whole part or of one annotation."""
+        self._fail("json_patch")
+        self.calls.append(("json_patch", name))
+        obj = await self.get(resource, namespace, name)
+        for operation in operations:
+            *parents, last = [part.replace("~1", "/").replace("~0", "~") for part in operation["path"].split("/")[1:]]
+            parent = obj
+            for part in parents:
+                parent = parent[part]
+            if operation["op"] != "test":
+                parent[last] = copy.deepcopy(operation["value"])
+            elif parent.get(last) != operation["value"]:
+                raise Unprocessable(f"test failed: {operation['path']}", status=422)
+        self._store((resource.plural, namespace, name), obj, "MODIFIED")
+        return await self.get(resource, namespace, name)
 
     async def merge_patch(
         self, resource: Resource, namespace: str, name: str, body: Mapping[str, Any], *, subresource: str | None = None

@@ -11,7 +11,7 @@ import pytest
 from tests.unit.facts import NOW, OLD, TEMPLATE, bound, pod, warm
 
 from voicepool.binding import active_deadline_seconds, bind_patch, choose, is_candidate
-from voicepool.model import Placement, PodFact
+from voicepool.model import Disruption, Placement, PodFact
 
 
 def ready(number: int, **changes: Any) -> PodFact:
@@ -28,8 +28,15 @@ def chosen(pods: list[PodFact], session: str = "s1", **how: Any) -> PodFact:
     return choose(pods, session, **(ordinary | how))
 
 
-def patch_of(one: PodFact) -> list[dict[str, Any]]:
-    return bind_patch(one, session_id="s1", room="r1", bound_at=NOW, bound_by="gateway-1", active_deadline_seconds=7290)
+def patch_of(one: PodFact, **how: Any) -> list[dict[str, Any]]:
+    ordinary: dict[str, Any] = {
+        "session_id": "s1",
+        "room": "r1",
+        "bound_at": NOW,
+        "bound_by": "g-1",
+        "active_deadline_seconds": 7290,
+    }
+    return bind_patch(one, **(ordinary | how))
 
 
 @pytest.mark.parametrize(
@@ -158,6 +165,18 @@ def test_the_patch_protects_the_pod_and_takes_it_from_its_owner() -> None:
     assert changes["/metadata/annotations/voicepool.dev~1room"] == "r1"
     assert changes["/spec/activeDeadlineSeconds"] == 7290
     assert "/metadata/ownerReferences" in changes
+
+
+def test_the_patch_says_by_what_the_call_may_be_evicted() -> None:
+    safe = "/metadata/annotations/cluster-autoscaler.kubernetes.io~1safe-to-evict"
+    stay = "/metadata/annotations/karpenter.sh~1do-not-disrupt"
+    for policy, expected in (
+        (Disruption.NEVER, ("false", "true")),
+        (Disruption.ON_UPGRADE, ("false", "true")),
+        (Disruption.ALWAYS, ("true", None)),
+    ):
+        changes = {operation["path"]: operation.get("value") for operation in patch_of(ready(1), disruption=policy)}
+        assert (changes[safe], changes.get(stay)) == expected
 
 
 def test_a_pod_without_an_owner_has_none_to_remove() -> None:

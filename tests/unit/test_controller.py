@@ -14,8 +14,9 @@ from tests.unit.api_server import ApiServer, until
 
 from voicepool import controller as controller_module
 from voicepool import queue as queue_module
-from voicepool.controller import Controller, ControllerSettings, PoolStore, pod_informer
-from voicepool.kube.api import PODS, POOLS, Forbidden, Json, TooManyRequests, Unprocessable, Unreachable
+from voicepool.controller import Controller, ControllerSettings, PoolStore, budget_informer, pod_informer
+from voicepool.disruption import budget
+from voicepool.kube.api import BUDGETS, PODS, POOLS, Forbidden, Json, TooManyRequests, Unprocessable, Unreachable
 from voicepool.kube.convert import pool_from_json
 from voicepool.metrics import OperatorMetrics
 from voicepool.podspec import PodSettings
@@ -75,6 +76,7 @@ class Running:
 async def running(server: ApiServer, **settings: Any) -> AsyncIterator[Running]:
     metrics = OperatorMetrics(CollectorRegistry())
     pods = pod_informer(server, None)
+    budgets = budget_informer(server, None)
     controller = Controller(
         server,
         pods,
@@ -83,15 +85,18 @@ async def running(server: ApiServer, **settings: Any) -> AsyncIterator[Running]:
         metrics,
         lambda: server.now,
         ControllerSettings(**{"resync_seconds": 3600, **settings}),
+        budgets,
     )
     informing = asyncio.create_task(pods.run())
+    counting = asyncio.create_task(budgets.run())
     working = asyncio.create_task(controller.run())
     try:
         yield Running(server, controller, metrics, working)
     finally:
-        for task in (working, informing):
+        tasks = (working, informing, counting)
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(working, informing, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def test_it_fills_a_pool_and_tells_so(server: ApiServer) -> None:
@@ -283,3 +288,83 @@ def test_the_store_keeps_the_newest_and_knows_its_own() -> None:
     assert store.replace([], position=int(older.resource_version)) == set()
     assert store.replace([], position=int(newer.resource_version)) == {KEY}
     assert list(store) == []
+
+
+class TestBudget:
+    """The PodDisruptionBudget of a pool."""
+
+    def budget(self, server: ApiServer) -> Json:
+        return server.objects["poddisruptionbudgets", "calls", "demo-bound"]
+
+    async def test_a_pool_has_one_that_is_made_once_and_kept_as_it_should_be(self, server: ApiServer) -> None:
+        put_pool(server)
+        async with running(server, resync_seconds=0.005) as it:
+            await until(lambda: server.names(BUDGETS) == ["demo-bound"])
+            await until(lambda: len(server.names(PODS)) == 2)
+            server.change(BUDGETS, "demo-bound", status={"currentHealthy": 1})
+            looked = it.value("voicepool_reconcile_seconds_count", outcome="ok")
+            await until(lambda: it.value("voicepool_reconcile_seconds_count", outcome="ok") > looked + 5)
+            server.change(BUDGETS, "demo-bound", spec={"minAvailable": 1})
+            await until(lambda: self.budget(server)["spec"]["minAvailable"] == 2147483647)
+            assert [call for call in server.calls if call[1] == "demo-bound"] == [
+                ("create", "demo-bound"),
+                ("json_patch", "demo-bound"),
+            ]
+
+    @pytest.mark.parametrize("policy", ["OnUpgrade", "Always"])
+    async def test_it_goes_when_evictions_are_allowed(self, server: ApiServer, policy: str) -> None:
+        put_pool(server)
+        async with running(server) as it:
+            await until(lambda: server.names(BUDGETS) == ["demo-bound"])
+            server.change(POOLS, "demo", spec={"disruption": policy})
+            it.show()
+            await until(lambda: not server.names(BUDGETS))
+
+    async def test_it_outlives_its_pool_until_the_last_call_has_ended(self, server: ApiServer) -> None:
+        put_pool(server)
+        async with running(server) as it:
+            await until(lambda: len(server.names(PODS)) == 2 and server.names(BUDGETS) != [])
+            bound, unbound = server.names(PODS)
+            server.change(PODS, bound, metadata={"labels": {"voicepool.dev/state": "bound"}})
+            await until(lambda: len(server.names(PODS)) == 3)
+            uid = server.objects["voiceagentpools", "calls", "demo"]["metadata"]["uid"]
+            server.vanish(POOLS, "demo")
+            it.controller.pool_deleted(KEY, uid)
+            for name in server.names(PODS):
+                if name != bound:
+                    server.vanish(PODS, name)
+            looked = it.value("voicepool_reconcile_seconds_count", outcome="ok")
+            it.controller.queue.add(KEY)
+            await until(lambda: it.value("voicepool_reconcile_seconds_count", outcome="ok") > looked)
+            assert server.names(BUDGETS) == ["demo-bound"]
+            server.vanish(PODS, bound)
+            await until(lambda: not server.names(BUDGETS))
+        assert unbound not in server.names(PODS)
+
+    async def test_one_that_was_left_behind_is_found(self, server: ApiServer) -> None:
+        server.put(BUDGETS, budget("calls", "demo"))
+        async with running(server):
+            await until(lambda: not server.names(BUDGETS))
+
+    async def test_that_of_a_pool_which_we_cannot_read_stays(self, server: ApiServer) -> None:
+        put_pool(server, something_new=1)
+        server.put(BUDGETS, budget("calls", "demo"))
+        async with running(server) as it:
+            await until(lambda: it.value("voicepool_reconcile_seconds_count", outcome="ok") > 0)
+            assert server.names(BUDGETS) == ["demo-bound"]
+
+    async def test_without_the_right_to_it_pools_are_filled_all_the_same(self, server: ApiServer) -> None:
+        put_pool(server)
+        server.failures["create poddisruptionbudgets"] = [Forbidden("poddisruptionbudgets is forbidden", status=403)]
+        async with running(server):
+            await until(lambda: len(server.names(PODS)) == 2)
+
+    async def test_one_of_the_same_name_that_is_not_ours_is_left_alone_and_told(
+        self, server: ApiServer, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        foreign = server.put(BUDGETS, {"metadata": {"name": "demo-bound"}, "spec": {"minAvailable": 1}})
+        put_pool(server)
+        async with running(server) as it:
+            await until(lambda: it.value("voicepool_write_conflicts_total", operation="budget") > 0)
+            assert self.budget(server) == foreign
+        assert "not protected" in caplog.text

@@ -40,7 +40,10 @@ def test_the_whole_pod() -> None:
                 "voicepool.dev/state": "warm",
                 "voicepool.dev/template": "aaaaaaaa",
             },
-            "annotations": {"voicepool.dev/start-attempt": "2"},
+            "annotations": {
+                "cluster-autoscaler.kubernetes.io/safe-to-evict": "true",
+                "voicepool.dev/start-attempt": "2",
+            },
             "ownerReferences": [
                 {
                     "apiVersion": "voicepool.dev/v1alpha1",

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from voicepool.disruption import protection
 from voicepool.model import (
     ANNOTATION_BOUND_AT,
     ANNOTATION_BOUND_BY,
@@ -19,6 +20,7 @@ from voicepool.model import (
     LABEL_SESSION,
     LABEL_STATE,
     BindState,
+    Disruption,
     Placement,
     PodFact,
 )
@@ -31,9 +33,6 @@ ACTIVE_DEADLINE_MARGIN_SECONDS = 60
 CHOICE_PER_BIND = 4
 """For each bind under way there are more than so many pods to choose from, if the pool has them: in a burst
 of two gateways about every third choice meets the other's, where a strict packing would make all of them meet."""
-
-SAFE_TO_EVICT = "cluster-autoscaler.kubernetes.io/safe-to-evict"
-DO_NOT_DISRUPT = "karpenter.sh/do-not-disrupt"
 
 
 def is_candidate(pod: PodFact) -> bool:
@@ -106,6 +105,7 @@ def bind_patch(
     bound_at: datetime,
     bound_by: str,
     active_deadline_seconds: int,
+    disruption: Disruption = Disruption.NEVER,
 ) -> list[Operation]:
     """The one JSON patch (RFC 6902) that turns a warm pod into a bound pod, or fails as a whole with 422.
 
@@ -125,8 +125,10 @@ def bind_patch(
         {"op": "add", "path": _pointer("metadata", "annotations", ANNOTATION_ROOM), "value": room},
         {"op": "add", "path": _pointer("metadata", "annotations", ANNOTATION_BOUND_AT), "value": timestamp(bound_at)},
         {"op": "add", "path": _pointer("metadata", "annotations", ANNOTATION_BOUND_BY), "value": bound_by},
-        {"op": "add", "path": _pointer("metadata", "annotations", SAFE_TO_EVICT), "value": "false"},
-        {"op": "add", "path": _pointer("metadata", "annotations", DO_NOT_DISRUPT), "value": "true"},
+    ]
+    operations += [
+        {"op": "add", "path": _pointer("metadata", "annotations", name), "value": value}
+        for name, value in protection(disruption).items()
     ]
     if pod.owned:
         # A remove of what is not there would fail the whole patch.

@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, TypeVar
 
+from voicepool.disruption import BudgetFact, budget, budget_change, budget_name, budget_spec
 from voicepool.kube.api import (
+    BUDGETS,
     PODS,
     POOLS,
     AlreadyExists,
@@ -28,10 +30,10 @@ from voicepool.kube.api import (
     TooManyRequests,
     Unprocessable,
 )
-from voicepool.kube.convert import pod_from_json, pool_from_json
+from voicepool.kube.convert import budget_from_json, pod_from_json, pool_from_json
 from voicepool.kube.informer import Informer, Key
 from voicepool.metrics import POD_STATES, OperatorMetrics
-from voicepool.model import LABEL_POOL, PodFact, PoolFact
+from voicepool.model import LABEL_POOL, BindState, Disruption, PodFact, PoolFact
 from voicepool.plan import DeleteReason, Plan, PodCreate, PodDelete, Template, expired, has_ended, plan
 from voicepool.podspec import PodSettings, build_pod, pod_name, template_hash
 from voicepool.queue import KeyedQueue
@@ -64,6 +66,21 @@ def pod_informer(
         LABEL_POOL,
         pod_from_json,
         indexes={BY_POOL: lambda pod: (pod.namespace, pod.pool), **(indexes or {})},
+        on_list=on_list,
+    )
+
+
+def budget_informer(
+    api: KubeApi, namespace: str | None, *, on_list: Callable[[str], None] = lambda reason: None
+) -> Informer[BudgetFact]:
+    """The copy of all pools' PodDisruptionBudgets, with the index :data:`BY_POOL`."""
+    return Informer(
+        api,
+        BUDGETS,
+        namespace,
+        LABEL_POOL,
+        budget_from_json,
+        indexes={BY_POOL: lambda budget: (budget.namespace, budget.pool)},
         on_list=on_list,
     )
 
@@ -141,6 +158,7 @@ class Controller:
         metrics: where to count.
         now: the time, with a time zone.
         settings: see there.
+        budgets: a running informer from :func:`budget_informer`; without it the pools get no PodDisruptionBudget.
     """
 
     def __init__(
@@ -152,6 +170,7 @@ class Controller:
         metrics: OperatorMetrics,
         now: Callable[[], datetime],
         settings: ControllerSettings | None = None,
+        budgets: Informer[BudgetFact] | None = None,
     ) -> None:
         self.queue: KeyedQueue[Key] = KeyedQueue()
         self.pools_listed = asyncio.Event()
@@ -166,7 +185,10 @@ class Controller:
         self._verdicts: dict[Key, _Verdict] = {}
         self._status_written_at: dict[Key, float] = {}
         self._seen: set[Key] = set()
+        self._budgets = budgets
         pods.handlers.append(self._pod_changed)
+        if budgets is not None:
+            budgets.handlers.append(self._budget_changed)
 
     def pool_changed(self, pool: PoolFact) -> None:
         """A watch showed the pool."""
@@ -184,6 +206,8 @@ class Controller:
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._resync())
+                if self._budgets is not None:
+                    group.create_task(self._when_budgets_are_known(self._budgets))
                 for _ in range(self._settings.workers):
                     group.create_task(self._work())
         finally:
@@ -196,9 +220,18 @@ class Controller:
                 await self._list_pools()
             except KubeApiError as error:
                 logger.warning("listing pools failed, trying again", extra={"error": str(error)})
-            for key in {(pool.namespace, pool.name) for pool in self._pools} | set(self._pods.values_of(BY_POOL)):
+            known = {(pool.namespace, pool.name) for pool in self._pools} | set(self._pods.values_of(BY_POOL))
+            if self._budgets is not None:
+                known |= set(self._budgets.values_of(BY_POOL))
+            for key in known:
                 self.queue.add(key)  # type: ignore[arg-type]
             await asyncio.sleep(self._settings.resync_seconds)
+
+    async def _when_budgets_are_known(self, budgets: Informer[BudgetFact]) -> None:
+        """Pools are filled without waiting for it: missing rights to budgets must not cost any caller an agent."""
+        await budgets.synced.wait()
+        for key in {(pool.namespace, pool.name) for pool in self._pools} | set(budgets.values_of(BY_POOL)):
+            self.queue.add(key)  # type: ignore[arg-type]
 
     async def _list_pools(self) -> None:
         found: list[PoolFact] = []
@@ -271,7 +304,8 @@ class Controller:
             self.queue.add_after(key, decided.requeue_after_seconds)
         if template.error is not None:
             self.queue.add_after(key, TEMPLATE_RECHECK_SECONDS)
-        failures = await self._delete_all(pool.namespace, pool.name, decided.deletes)
+        failures = await self._keep_budget(key, wanted=pool.spec.disruption is Disruption.NEVER)
+        failures += await self._delete_all(pool.namespace, pool.name, decided.deletes)
         failures += await self._create_all(pool, template, decided.creates)
         await self._write_status(pool, decided.status)
         if failures:
@@ -395,22 +429,78 @@ class Controller:
             self._verdicts.pop(key, None)
             self._status_written_at.pop(key, None)
             self._metrics.forget(namespace, name)
-        ended = [pod for pod in self._pods.by(BY_POOL, key) if has_ended(pod)]
+        pods = self._pods.by(BY_POOL, key)
+        ended = [pod for pod in pods if has_ended(pod)]
         moments: list[datetime] = []
         now = self._now()
         over = expired(ended, now, self._settings.orphan_retention_seconds, moments.append)
         failures = await self._delete_all(
             namespace, name, [PodDelete(pod.name, pod.uid, pod.resource_version, DeleteReason.ENDED) for pod in over]
         )
+        calls = [pod for pod in pods if pod.state is BindState.BOUND and not pod.finished]
+        # The budget protects the calls that go on without their pool, and nobody but us takes it away.
+        if not calls and self._budget_of(key) is not None and await self._is_gone(key):
+            failures += await self._keep_budget(key, wanted=False)
         if moments:
             self.queue.add_after(key, (min(moments) - now).total_seconds())
         if failures:
             raise failures[0]
 
+    async def _is_gone(self, key: Key) -> bool:
+        """Ask the API server itself: a pool that is not in our copy may only be new, or written in a way that we cannot read."""
+        try:
+            await self._api.get(POOLS, *key)
+        except NotFound:
+            return True
+        return False
+
+    def _budget_of(self, key: Key) -> BudgetFact | None:
+        if self._budgets is None or not self._budgets.synced.is_set():
+            return None
+        return self._budgets.get(key[0], budget_name(key[1]))
+
+    async def _keep_budget(self, key: Key, *, wanted: bool) -> list[KubeApiError]:
+        """Create, mend or delete the pool's PodDisruptionBudget, if it is not as it should be."""
+        if self._budgets is None or not self._budgets.synced.is_set():
+            return []
+        namespace, pool = key
+        name = budget_name(pool)
+        there = self._budgets.get(namespace, name)
+        change = budget_change(wanted=wanted, there=there)
+        try:
+            if change == "create":
+                self._budgets.apply(await self._api.create(BUDGETS, namespace, budget(namespace, pool)))
+            elif change == "replace" and there is not None:
+                operations: list[Json] = [
+                    {"op": "test", "path": "/metadata/uid", "value": there.uid},
+                    {"op": "replace", "path": "/spec", "value": budget_spec(pool)},
+                ]
+                self._budgets.apply(await self._api.json_patch(BUDGETS, namespace, name, operations))
+            elif change == "delete" and there is not None:
+                await self._api.delete(BUDGETS, namespace, name, uid=there.uid, resource_version=there.resource_version)
+                self._budgets.forget(namespace, name, there.uid)
+        except AlreadyExists:
+            logger.warning(
+                "a PodDisruptionBudget of this name is not the pool's; delete it, or the pool's calls are not protected",
+                extra={"namespace": namespace, "pool": pool, "budget": name},
+            )
+            self._metrics.conflicts.labels("budget").inc()
+        except NotFound:
+            self._metrics.conflicts.labels("budget").inc()
+        except KubeApiError as error:
+            return [error]
+        return []
+
     def _count(self, pool: PoolFact, decided: Plan) -> None:
         for state in POD_STATES:
             self._metrics.pods.labels(pool.namespace, pool.name, state).set(decided.counts.get(state, 0))
         self._metrics.warm_target.labels(pool.namespace, pool.name).set(pool.spec.replicas)
+
+    def _budget_changed(self, key: Key, old: BudgetFact | None, new: BudgetFact | None) -> None:
+        for one in (old, new):
+            # Kubernetes counts pods in a budget's status, which makes a new version with every call.
+            if one is not None and (old is None or new is None or old.as_wanted != new.as_wanted):
+                self.queue.add((one.namespace, one.pool))
 
     def _pod_changed(self, key: Key, old: PodFact | None, new: PodFact | None) -> None:
         for pod in (old, new):

@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
-from voicepool.controller import Controller, ControllerSettings, PoolStore, pod_informer
+from voicepool.controller import Controller, ControllerSettings, PoolStore, budget_informer, pod_informer
 from voicepool.kube.client import AiohttpKubeApi, Connection, load_connection, make_session
 from voicepool.kube.convert import pool_from_json
 from voicepool.metrics import OperatorMetrics
@@ -124,6 +124,9 @@ class Operator:
         self._pods = pod_informer(
             self._api, settings.namespace, on_list=lambda reason: self.metrics.lists.labels(reason).inc()
         )
+        self._budgets = budget_informer(
+            self._api, settings.namespace, on_list=lambda reason: self.metrics.lists.labels(reason).inc()
+        )
         self._controller = Controller(
             self._api,
             self._pods,
@@ -138,6 +141,7 @@ class Operator:
                 resync_seconds=settings.resync_seconds,
                 orphan_retention_seconds=settings.orphan_retention_seconds,
             ),
+            self._budgets,
         )
         self._web = web.AppRunner(self._application(), access_log=None, shutdown_timeout=1)
         await self._web.setup()
@@ -145,7 +149,11 @@ class Operator:
         await site.start()
         host, port, *_rest = self._web.addresses[0]
         self.health_address = (host, port)
-        for name, work in (("pods", self._pods.run()), ("controller", self._controller.run())):
+        for name, work in (
+            ("pods", self._pods.run()),
+            ("budgets", self._budgets.run()),
+            ("controller", self._controller.run()),
+        ):
             task = asyncio.create_task(work, name=f"voicepool-{name}")
             task.add_done_callback(self._ended)
             self._tasks.append(task)

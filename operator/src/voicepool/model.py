@@ -101,6 +101,14 @@ class Placement(StrEnum):
     SPREAD = "Spread"
 
 
+class Disruption(StrEnum):
+    """By what a pod with a call may be evicted."""
+
+    NEVER = "Never"
+    ON_UPGRADE = "OnUpgrade"
+    ALWAYS = "Always"
+
+
 class OnEmptySpec(_SpecModel):
     """What a caller gets when no warm pod is left."""
 
@@ -138,6 +146,8 @@ class VoiceAgentPoolSpec(_SpecModel):
     """How unbound pods move to a new template. Bound pods never move."""
     placement: Placement = Placement.PACKED
     """Packed: give calls to the nodes that have most of them, so that the others can empty. Spread: to those with fewest, so that a lost node costs few."""
+    disruption: Disruption = Disruption.NEVER
+    """Never: no eviction ends a call. OnUpgrade: a drain of its node may, saving nodes may not. Always: both may."""
     livekit: LiveKitSpec = LiveKitSpec()
     """The LiveKit server of the pool; what is left out comes from the gateway's own settings."""
 

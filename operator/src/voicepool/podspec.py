@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from voicepool.disruption import SAFE_TO_EVICT
 from voicepool.model import (
     AGENT_CONTAINER,
     AGENT_PORT,
@@ -127,7 +128,8 @@ def _body(pool: PoolFact, settings: PodSettings) -> Json:
                 LABEL_POOL: pool.name,
                 LABEL_STATE: BindState.WARM.value,
             },
-            "annotations": dict(template_metadata.get("annotations") or {}),
+            # An agent that waits must not keep a node; its /tmp alone would, as far as the Cluster Autoscaler knows. The bind turns this round.
+            "annotations": {SAFE_TO_EVICT: "true", **(template_metadata.get("annotations") or {})},
         },
         "spec": spec,
     }

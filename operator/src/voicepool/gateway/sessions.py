@@ -461,6 +461,7 @@ class Sessions:
             bound_at=now,
             bound_by=self._identity,
             active_deadline_seconds=active_deadline_seconds(pod, pool.spec.session.max_duration_seconds, now),
+            disruption=pool.spec.disruption,
         )
         loop = asyncio.get_running_loop()
         perhaps_written = False

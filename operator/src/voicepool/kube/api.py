@@ -96,6 +96,7 @@ class Resource:
 
 
 PODS = Resource("", "v1", "pods")
+BUDGETS = Resource("policy", "v1", "poddisruptionbudgets")
 EVENTS = Resource("events.k8s.io", "v1", "events")
 SECRETS = Resource("", "v1", "secrets")
 POOLS = Resource("voicepool.dev", "v1alpha1", "voiceagentpools")

@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from voicepool.disruption import BudgetFact, budget_name, budget_spec
 from voicepool.kube.api import Json
 from voicepool.model import (
     AGENT_CONTAINER,
@@ -109,6 +110,22 @@ def pod_from_json(obj: Json) -> PodFact | None:
         exit_code=terminated.get("exitCode") if terminated else None,
         not_ready_since=not_ready_since,
         once_ready=bool(agent.get("ready")) or _was_ready(not_ready_since, agent, terminated),
+    )
+
+
+def budget_from_json(obj: Json) -> BudgetFact | None:
+    """The fact of a pool's PodDisruptionBudget; None for any other."""
+    metadata = obj["metadata"]
+    pool = (metadata.get("labels") or {}).get(LABEL_POOL)
+    if pool is None or metadata["name"] != budget_name(pool):
+        return None
+    return BudgetFact(
+        namespace=metadata["namespace"],
+        name=metadata["name"],
+        uid=metadata["uid"],
+        resource_version=metadata["resourceVersion"],
+        pool=pool,
+        as_wanted=obj.get("spec") == budget_spec(pool),
     )
 
 

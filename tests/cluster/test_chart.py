@@ -223,7 +223,7 @@ def test_the_operator_may_do_what_it_does_and_no_more() -> None:
     assert _rules(_rendered(), "ClusterRole", "voicepool-voicepool-operator") == {
         ("voicepool.dev", "voiceagentpools", ("get", "list", "watch"), ()),
         ("voicepool.dev", "voiceagentpools/status", ("patch",), ()),
-        ("", "pods", ("get", "list", "watch", "create", "delete"), ()),
+        ("", "pods", ("get", "list", "watch", "create", "patch", "delete"), ()),
         ("policy", "poddisruptionbudgets", ("list", "watch", "create", "patch", "delete"), ()),
         ("events.k8s.io", "events", ("create",), ()),
     }

@@ -23,7 +23,7 @@ from tests.cluster.errors import ClusterError
 from tests.cluster.tool import Cluster
 from tests.e2e.livekit_server import free_port
 from voicepool.binding import active_deadline_seconds, bind_patch
-from voicepool.kube.api import PODS, POOLS, Json, KubeApiError, NotFound, TooManyRequests, Unprocessable
+from voicepool.kube.api import BUDGETS, PODS, POOLS, Json, KubeApiError, NotFound, TooManyRequests, Unprocessable
 from voicepool.kube.client import AiohttpKubeApi, load_connection
 from voicepool.kube.convert import pod_from_json
 from voicepool.model import LABEL_STATE, PodFact
@@ -152,6 +152,24 @@ class Operator:
         }
         await self.set_status(name, phase="Failed" if exit_code else "Succeeded", containerStatuses=[agent])
 
+    # What a drain does.
+
+    async def evict(self, name: str) -> str:
+        """Ask for an eviction; returns what the API server says against it."""
+        eviction = {
+            "apiVersion": "policy/v1",
+            "kind": "Eviction",
+            "metadata": {"name": name, "namespace": self.namespace},
+        }
+        path = f"/api/v1/namespaces/{self.namespace}/pods/{name}/eviction"
+        file = self._key.with_name("eviction.json")
+        file.write_text(json.dumps(eviction))
+        try:
+            await asyncio.to_thread(self._control_plane.kubectl, "create", "--raw", path, "--filename", str(file))
+        except ClusterError as error:
+            return f"{error} {error.detail}"
+        return ""
+
     # What the gateway does.
 
     async def bind(self, name: str, session: str) -> Json:
@@ -251,6 +269,17 @@ class TestRefusals:
         words = self.refused(control_plane, manifest(namespace, replicas=-1))
         assert "spec.replicas" in words
         assert "should be greater than or equal to 0" in words
+
+    @pytest.mark.parametrize("surge", [0, "0%"])
+    def test_a_rollout_without_a_first_step(self, control_plane: Cluster, namespace: str, surge: int | str) -> None:
+        strategy = {"rollingUpdate": {"maxSurge": surge, "maxUnavailable": 0}}
+        words = self.refused(control_plane, manifest(namespace, updateStrategy=strategy))
+        assert "maxSurge and maxUnavailable must not both be 0" in words
+
+    def test_a_share_that_is_no_percentage(self, control_plane: Cluster, namespace: str) -> None:
+        strategy = {"rollingUpdate": {"maxSurge": "half"}}
+        words = self.refused(control_plane, manifest(namespace, updateStrategy=strategy))
+        assert "spec.updateStrategy.rollingUpdate.maxSurge" in words
 
     def test_a_template_without_the_container_agent(self, control_plane: Cluster, namespace: str) -> None:
         words = self.refused(control_plane, manifest(namespace, container="main"))
@@ -386,6 +415,33 @@ class TestOperator:
         await until(pool_is_gone)
         assert not (await operator.pods())[first].deleting
 
+    async def test_no_eviction_ends_a_call_also_when_its_pool_is_gone(self, operator: Operator) -> None:
+        strategy = {"rollingUpdate": {"maxSurge": 1, "maxUnavailable": "50%"}}
+        await operator.apply(replicas=1, session={"retentionSeconds": 0}, updateStrategy=strategy)
+        (name,) = await operator.fill(1)
+        await operator.bind(name, "session-1")
+
+        async def protected() -> bool:
+            status = (await operator.api.get(BUDGETS, operator.namespace, "demo-bound")).get("status") or {}
+            return status.get("expectedPods") == 1
+
+        await until(protected)
+        assert "Cannot evict pod" in await operator.evict(name)
+        pool = (await operator.api.get(POOLS, operator.namespace, "demo"))["metadata"]
+        await operator.api.delete(
+            POOLS, operator.namespace, "demo", uid=pool["uid"], resource_version=pool["resourceVersion"]
+        )
+        await operator.wait_for_unbound(0)
+        assert "Cannot evict pod" in await operator.evict(name)
+        await operator.end(name)
+        pod = (await operator.pods())[name]
+        await operator.api.delete(PODS, operator.namespace, name, uid=pod.uid, resource_version=pod.resource_version)
+
+        async def unprotected() -> bool:
+            return not (await operator.api.list_page(BUDGETS, operator.namespace))["items"]
+
+        await until(unprotected)
+
     async def test_an_ended_pod_goes_after_its_retention(self, operator: Operator) -> None:
         await operator.apply(replicas=1, session={"retentionSeconds": 0})
         (name,) = await operator.fill(1)
@@ -479,8 +535,10 @@ class TestOperator:
 
         async def versions() -> list[str]:
             pool = await operator.api.get(POOLS, operator.namespace, "demo")
+            budget = await operator.api.get(BUDGETS, operator.namespace, "demo-bound")
             pods = (await operator.pods()).values()
-            return [pool["metadata"]["resourceVersion"], *(pod.resource_version for pod in pods)]
+            objects = [pool["metadata"]["resourceVersion"], budget["metadata"]["resourceVersion"]]
+            return [*objects, *(pod.resource_version for pod in pods)]
 
         await until(settled)
         pool = await operator.api.get(POOLS, operator.namespace, "demo")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from tests.unit.facts import NOW, OLD, TEMPLATE, bound, pod, warm
 
-from voicepool.binding import active_deadline_seconds, bind_patch, choose, is_candidate
+from voicepool.binding import active_deadline_seconds, bind_patch, choose, drain_patch, is_candidate
 from voicepool.model import Disruption, Placement, PodFact
 
 
@@ -177,6 +177,21 @@ def test_the_patch_says_by_what_the_call_may_be_evicted() -> None:
     ):
         changes = {operation["path"]: operation.get("value") for operation in patch_of(ready(1), disruption=policy)}
         assert (changes[safe], changes.get(stay)) == expected
+
+
+def test_the_patch_carries_the_limit_for_the_time_when_the_pool_is_gone() -> None:
+    path = "/metadata/annotations/voicepool.dev~1drain-seconds"
+    assert [entry["value"] for entry in patch_of(ready(1), drain_seconds=90) if entry["path"] == path] == ["90"]
+    assert not [entry for entry in patch_of(ready(1)) if entry["path"] == path]
+
+
+def test_a_call_is_told_once_when_it_ends() -> None:
+    path = "/metadata/annotations/voicepool.dev~1drain-until"
+    assert drain_patch(bound(1, drain_seconds=90), NOW) == [
+        {"op": "test", "path": "/metadata/uid", "value": bound(1).uid},
+        {"op": "test", "path": path, "value": None},
+        {"op": "add", "path": path, "value": "2026-03-01T12:01:30.000000Z"},
+    ]
 
 
 def test_a_pod_without_an_owner_has_none_to_remove() -> None:

@@ -368,3 +368,66 @@ class TestBudget:
             await until(lambda: it.value("voicepool_write_conflicts_total", operation="budget") > 0)
             assert self.budget(server) == foreign
         assert "not protected" in caplog.text
+
+
+class TestDrain:
+    """Calls whose pool is deleted."""
+
+    async def deleted_with_a_call(self, server: ApiServer, it: Running, **annotations: str) -> str:
+        await until(lambda: len(server.names(PODS)) == 2)
+        call = server.names(PODS)[0]
+        noted = {f"voicepool.dev/{name.replace('_', '-')}": value for name, value in annotations.items()}
+        labels = {"voicepool.dev/state": "bound"}
+        server.change(PODS, call, metadata={"labels": labels, "annotations": noted})
+        await until(lambda: len(server.names(PODS)) == 3)
+        uid = server.objects["voiceagentpools", "calls", "demo"]["metadata"]["uid"]
+        server.vanish(POOLS, "demo")
+        it.controller.pool_deleted(KEY, uid)
+        return call
+
+    def drain_until(self, server: ApiServer, name: str) -> str | None:
+        annotations = server.objects["pods", "calls", name]["metadata"]["annotations"]
+        found: str | None = annotations.get("voicepool.dev/drain-until")
+        return found
+
+    async def test_a_limit_is_written_down_once_and_ends_the_call(self, server: ApiServer) -> None:
+        put_pool(server)
+        async with running(server) as it:
+            call = await self.deleted_with_a_call(server, it, drain_seconds="60")
+            await until(lambda: self.drain_until(server, call) == "2026-03-01T12:01:00.000000Z")
+            server.now += timedelta(seconds=59)
+            looked = it.value("voicepool_reconcile_seconds_count", outcome="ok")
+            it.controller.queue.add(KEY)
+            await until(lambda: it.value("voicepool_reconcile_seconds_count", outcome="ok") > looked)
+            assert call in server.names(PODS)
+            server.now += timedelta(seconds=1)
+            it.controller.queue.add(KEY)
+            await until(lambda: call not in server.names(PODS))
+            assert [entry for entry in server.calls if entry[1] == call][1:] == [("json_patch", call), ("delete", call)]
+            assert it.value("voicepool_pod_deletes_total", namespace="calls", pool="demo", reason="drained") == 1
+
+    async def test_without_a_limit_it_goes_on(self, server: ApiServer) -> None:
+        put_pool(server)
+        async with running(server) as it:
+            call = await self.deleted_with_a_call(server, it)
+            server.now += timedelta(days=1)
+            looked = it.value("voicepool_reconcile_seconds_count", outcome="ok")
+            it.controller.queue.add(KEY)
+            await until(lambda: it.value("voicepool_reconcile_seconds_count", outcome="ok") > looked)
+            assert call in server.names(PODS)
+
+    async def test_a_pool_that_is_only_missing_from_our_copy_ends_no_call(self, server: ApiServer) -> None:
+        put_pool(server, something_new=1)
+        labels = {"voicepool.dev/pool": "demo", "voicepool.dev/state": "bound"}
+        limits = {"voicepool.dev/drain-seconds": "60", "voicepool.dev/drain-until": server.now.isoformat()}
+        server.put(PODS, {"metadata": {"name": "call", "labels": labels, "annotations": limits}})
+        async with running(server) as it:
+            await until(lambda: it.value("voicepool_reconcile_seconds_count", outcome="ok") > 0)
+            assert server.names(PODS) == ["call"]
+
+    async def test_another_writer_who_was_faster_stands(self, server: ApiServer) -> None:
+        put_pool(server)
+        server.failures["json_patch"] = [Unprocessable("test failed", status=422)]
+        async with running(server) as it:
+            await self.deleted_with_a_call(server, it, drain_seconds="60")
+            await until(lambda: it.value("voicepool_write_conflicts_total", operation="drain") == 1)

@@ -143,6 +143,14 @@ def test_an_unknown_state_is_treated_as_bound() -> None:
     assert pod(labels={"voicepool.dev/state": "something"}).state is BindState.BOUND
 
 
+def test_the_limit_of_a_call_whose_pool_is_gone() -> None:
+    limits = {"voicepool.dev/drain-seconds": "90", "voicepool.dev/drain-until": "2026-03-01T12:01:30.000000Z"}
+    fact = pod(annotations=limits)
+    assert fact.drain_seconds == 90
+    assert fact.drain_until == datetime(2026, 3, 1, 12, 1, 30, tzinfo=UTC)
+    assert (pod().drain_seconds, pod().drain_until) == (0, None)
+
+
 def test_what_the_bind_wrote() -> None:
     fact = pod(
         labels={"voicepool.dev/state": "bound", "voicepool.dev/session": "s"},

@@ -26,7 +26,7 @@ from tests.unit.facts import (
 )
 
 from voicepool.model import BindState, PodFact, PoolFact
-from voicepool.plan import HELD_REASONS, DeleteReason, Plan, Template, backoff_seconds, plan
+from voicepool.plan import HELD_REASONS, DeleteReason, Drain, Plan, Template, backoff_seconds, drain, plan
 from voicepool.podspec import pod_name
 
 
@@ -359,6 +359,26 @@ class TestEndedAndColdStarts:
     def test_and_goes_when_nobody_has_bound_it_by_the_deadline(self) -> None:
         decided = plan(pool(replicas=0), [warm(0, cold_start="session-1", age_seconds=121)], NOW, TEMPLATE)
         assert by_name(decided, "demo-aaaaaaaa-0").reason is DeleteReason.COLD_START_UNUSED
+
+
+class TestDrain:
+    """Calls of a pool that is gone."""
+
+    def test_a_call_without_a_limit_goes_on(self) -> None:
+        assert drain([bound(0)], NOW) == Drain((), (), None)
+
+    def test_a_call_with_a_limit_is_told_its_end_first_and_ended_then(self) -> None:
+        call = bound(0, drain_seconds=60)
+        assert drain([call], NOW) == Drain((call,), (), None)
+        until = NOW + timedelta(seconds=60)
+        told = dataclasses.replace(call, drain_until=until)
+        assert drain([told], NOW) == Drain((), (), until)
+        assert drain([told], until) == Drain((), (told,), None)
+
+    def test_what_is_no_call_is_left_alone(self) -> None:
+        limits: dict[str, Any] = {"drain_seconds": 60, "drain_until": NOW}
+        others = [ended(0, 1, **limits), bound(1, deleting=True, **limits), warm(2, **limits)]
+        assert drain(others, NOW) == Drain((), (), None)
 
 
 class TestStatus:

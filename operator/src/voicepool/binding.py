@@ -9,13 +9,15 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from voicepool.disruption import protection
 from voicepool.model import (
     ANNOTATION_BOUND_AT,
     ANNOTATION_BOUND_BY,
+    ANNOTATION_DRAIN_SECONDS,
+    ANNOTATION_DRAIN_UNTIL,
     ANNOTATION_ROOM,
     LABEL_SESSION,
     LABEL_STATE,
@@ -106,6 +108,7 @@ def bind_patch(
     bound_by: str,
     active_deadline_seconds: int,
     disruption: Disruption = Disruption.NEVER,
+    drain_seconds: int = 0,
 ) -> list[Operation]:
     """The one JSON patch (RFC 6902) that turns a warm pod into a bound pod, or fails as a whole with 422.
 
@@ -130,11 +133,29 @@ def bind_patch(
         {"op": "add", "path": _pointer("metadata", "annotations", name), "value": value}
         for name, value in protection(disruption).items()
     ]
+    if drain_seconds:
+        operations.append(
+            {
+                "op": "add",
+                "path": _pointer("metadata", "annotations", ANNOTATION_DRAIN_SECONDS),
+                "value": str(drain_seconds),
+            }
+        )
     if pod.owned:
         # A remove of what is not there would fail the whole patch.
         operations.append({"op": "remove", "path": "/metadata/ownerReferences"})
     operations.append({"op": "add", "path": "/spec/activeDeadlineSeconds", "value": active_deadline_seconds})
     return operations
+
+
+def drain_patch(pod: PodFact, now: datetime) -> list[Operation]:
+    """The patch that tells when a call ends whose pool is gone; the first one stands, another's fails with 422 or sets nearly the same."""
+    until = now + timedelta(seconds=pod.drain_seconds)
+    return [
+        {"op": "test", "path": "/metadata/uid", "value": pod.uid},
+        {"op": "test", "path": _pointer("metadata", "annotations", ANNOTATION_DRAIN_UNTIL), "value": None},
+        {"op": "add", "path": _pointer("metadata", "annotations", ANNOTATION_DRAIN_UNTIL), "value": timestamp(until)},
+    ]
 
 
 def timestamp(moment: datetime) -> str:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, TypeVar
 
+from voicepool.binding import drain_patch
 from voicepool.disruption import BudgetFact, budget, budget_change, budget_name, budget_spec
 from voicepool.kube.api import (
     BUDGETS,
@@ -34,7 +35,7 @@ from voicepool.kube.convert import budget_from_json, pod_from_json, pool_from_js
 from voicepool.kube.informer import Informer, Key
 from voicepool.metrics import POD_STATES, OperatorMetrics
 from voicepool.model import LABEL_POOL, BindState, Disruption, PodFact, PoolFact
-from voicepool.plan import DeleteReason, Plan, PodCreate, PodDelete, Template, expired, has_ended, plan
+from voicepool.plan import DeleteReason, Plan, PodCreate, PodDelete, Template, drain, expired, has_ended, plan
 from voicepool.podspec import PodSettings, build_pod, pod_name, template_hash
 from voicepool.queue import KeyedQueue
 
@@ -47,7 +48,7 @@ TEMPLATE_RECHECK_SECONDS = 15.0
 """A refusal can have a cause outside of the template (a quota, a missing service account), so it is asked about again."""
 SLOW_START_FIRST = 2
 UNBOUND_GRACE_SECONDS = 30
-"""No call runs in a pod that is deleted here, so the grace that a call would need does not apply."""
+"""No call runs in a pod that is deleted here, or one whose time is up, so the grace that a call would need does not apply."""
 BY_POOL = "pool"
 
 
@@ -422,7 +423,7 @@ class Controller:
             self._pools.apply(newer)
 
     async def _clean_up_after(self, key: Key) -> None:
-        """The pool is gone. Its unbound pods go with it, its bound pods go on; what has ended is kept for a while."""
+        """The pool is gone. Its unbound pods go with it, its bound pods go on, some with a limit; what has ended is kept for a while."""
         namespace, name = key
         if key in self._seen:
             self._seen.discard(key)
@@ -433,10 +434,20 @@ class Controller:
         ended = [pod for pod in pods if has_ended(pod)]
         moments: list[datetime] = []
         now = self._now()
-        over = expired(ended, now, self._settings.orphan_retention_seconds, moments.append)
-        failures = await self._delete_all(
-            namespace, name, [PodDelete(pod.name, pod.uid, pod.resource_version, DeleteReason.ENDED) for pod in over]
-        )
+        deletes = [
+            PodDelete(pod.name, pod.uid, pod.resource_version, DeleteReason.ENDED)
+            for pod in expired(ended, now, self._settings.orphan_retention_seconds, moments.append)
+        ]
+        draining = drain(pods, now)
+        if draining.next_at is not None:
+            moments.append(draining.next_at)
+        failures: list[KubeApiError] = []
+        if (draining.limited or draining.over) and await self._is_gone(key):
+            deletes += [
+                PodDelete(pod.name, pod.uid, pod.resource_version, DeleteReason.DRAINED) for pod in draining.over
+            ]
+            failures += await _together([self._limit(pod, now) for pod in draining.limited])
+        failures += await self._delete_all(namespace, name, deletes)
         calls = [pod for pod in pods if pod.state is BindState.BOUND and not pod.finished]
         # The budget protects the calls that go on without their pool, and nobody but us takes it away.
         if not calls and self._budget_of(key) is not None and await self._is_gone(key):
@@ -445,6 +456,13 @@ class Controller:
             self.queue.add_after(key, (min(moments) - now).total_seconds())
         if failures:
             raise failures[0]
+
+    async def _limit(self, pod: PodFact, now: datetime) -> None:
+        """Write down when the call ends, so that a restart of ours does not begin to count anew."""
+        try:
+            self._pods.apply(await self._api.json_patch(PODS, pod.namespace, pod.name, drain_patch(pod, now)))
+        except (NotFound, Unprocessable):
+            self._metrics.conflicts.labels("drain").inc()
 
     async def _is_gone(self, key: Key) -> bool:
         """Ask the API server itself: a pool that is not in our copy may only be new, or written in a way that we cannot read."""

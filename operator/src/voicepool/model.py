@@ -29,6 +29,10 @@ ANNOTATION_BOUND_AT = "voicepool.dev/bound-at"
 ANNOTATION_BOUND_BY = "voicepool.dev/bound-by"
 ANNOTATION_ROOM = "voicepool.dev/room"
 ANNOTATION_COLD_START = "voicepool.dev/cold-start"
+ANNOTATION_DRAIN_SECONDS = "voicepool.dev/drain-seconds"
+"""Written by the bind: how long this call may go on after its pool is gone. A deleted pool can no longer say."""
+ANNOTATION_DRAIN_UNTIL = "voicepool.dev/drain-until"
+"""Written by the operator when it finds that the pool is gone: the moment at which it ends this call."""
 ANNOTATION_START_ATTEMPT = "voicepool.dev/start-attempt"
 
 AGENT_CONTAINER = "agent"
@@ -148,6 +152,8 @@ class VoiceAgentPoolSpec(_SpecModel):
     """Packed: give calls to the nodes that have most of them, so that the others can empty. Spread: to those with fewest, so that a lost node costs few."""
     disruption: Disruption = Disruption.NEVER
     """Never: no eviction ends a call. OnUpgrade: a drain of its node may, saving nodes may not. Always: both may."""
+    drain_seconds: Annotated[int, Field(ge=0, le=86_400)] = 0
+    """How long calls may go on after the pool is deleted, in seconds; 0 is until they end. What holds for a call is decided when it begins."""
     livekit: LiveKitSpec = LiveKitSpec()
     """The LiveKit server of the pool; what is left out comes from the gateway's own settings."""
 
@@ -206,6 +212,10 @@ class PodFact:
     exit_code: int | None
     not_ready_since: datetime | None = None
     """Since when the pod's Ready condition has been False; None while it is Ready, or before a kubelet has looked at it."""
+    drain_seconds: int = 0
+    """How long the call may go on after its pool is gone; 0 is until it ends."""
+    drain_until: datetime | None = None
+    """When the call is ended, since its pool is gone."""
     once_ready: bool = False
     """The pod is Ready or was so before: its start succeeded."""
 

@@ -54,6 +54,7 @@ class DeleteReason(StrEnum):
     STARTUP_DEADLINE = "startup_deadline"
     COLD_START_UNUSED = "cold_start_unused"
     ENDED = "ended"
+    DRAINED = "drained"
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,6 +245,33 @@ def expired(
         else:
             later(until)
     return result
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """What becomes of the calls of a pool that is gone."""
+
+    limited: tuple[PodFact, ...]
+    """Calls that have to be told when they end."""
+    over: tuple[PodFact, ...]
+    """Calls whose time is up."""
+    next_at: datetime | None
+    """When the next one's time is up."""
+
+
+def drain(pods: Iterable[PodFact], now: datetime) -> Drain:
+    """Decide about the calls of a pool that is gone. A call without a limit goes on until it ends."""
+    calls = [
+        pod
+        for pod in pods
+        if pod.state is BindState.BOUND and not pod.finished and not pod.deleting and pod.drain_seconds
+    ]
+    moments = [pod.drain_until for pod in calls if pod.drain_until is not None and pod.drain_until > now]
+    return Drain(
+        limited=tuple(pod for pod in calls if pod.drain_until is None),
+        over=tuple(pod for pod in calls if pod.drain_until is not None and pod.drain_until <= now),
+        next_at=min(moments, default=None),
+    )
 
 
 class _Timers:

@@ -462,6 +462,7 @@ class Sessions:
             bound_by=self._identity,
             active_deadline_seconds=active_deadline_seconds(pod, pool.spec.session.max_duration_seconds, now),
             disruption=pool.spec.disruption,
+            drain_seconds=pool.spec.drain_seconds,
         )
         loop = asyncio.get_running_loop()
         perhaps_written = False

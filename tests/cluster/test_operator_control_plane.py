@@ -172,7 +172,7 @@ class Operator:
 
     # What the gateway does.
 
-    async def bind(self, name: str, session: str) -> Json:
+    async def bind(self, name: str, session: str, drain_seconds: int = 0) -> Json:
         pod = pod_from_json(await self.api.get(PODS, self.namespace, name))
         assert pod is not None
         now = datetime.now(UTC)
@@ -183,6 +183,7 @@ class Operator:
             bound_at=now,
             bound_by="test",
             active_deadline_seconds=active_deadline_seconds(pod, 60, now),
+            drain_seconds=drain_seconds,
         )
         return await self.api.json_patch(PODS, self.namespace, name, patch)
 
@@ -441,6 +442,34 @@ class TestOperator:
             return not (await operator.api.list_page(BUDGETS, operator.namespace))["items"]
 
         await until(unprotected)
+
+    async def test_a_deleted_pool_ends_the_calls_that_have_a_limit_and_no_other(self, operator: Operator) -> None:
+        await operator.apply(replicas=2)
+        limited, unlimited = await operator.fill(2)
+        await operator.bind(limited, "session-1", drain_seconds=2)
+        await operator.bind(unlimited, "session-2")
+        pool = (await operator.api.get(POOLS, operator.namespace, "demo"))["metadata"]
+        await operator.api.delete(
+            POOLS, operator.namespace, "demo", uid=pool["uid"], resource_version=pool["resourceVersion"]
+        )
+
+        async def only_the_other_is_left() -> bool:
+            return set(await operator.pods()) == {unlimited}
+
+        await until(only_the_other_is_left)
+
+    async def test_native_headroom_keeps_what_a_schedule_asks_for(self, operator: Operator) -> None:
+        schedules = [{"cron": "* * * * *", "warmPods": 3}]
+        await operator.apply(replicas=1, headroom={"mode": "Native", "schedules": schedules})
+        await operator.fill(3)
+        assert (await operator.status())["recommendedReplicas"] == 3
+        await operator.patch(headroom=None)
+        await operator.wait_for_unbound(1)
+
+        async def no_longer_told() -> bool:
+            return "recommendedReplicas" not in await operator.status()
+
+        await until(no_longer_told)
 
     async def test_an_ended_pod_goes_after_its_retention(self, operator: Operator) -> None:
         await operator.apply(replicas=1, session={"retentionSeconds": 0})

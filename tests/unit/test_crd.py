@@ -85,6 +85,12 @@ def test_a_number_or_a_percentage_keeps_the_rules_of_both() -> None:
     assert "must not both be 0" in rule["message"]
 
 
+def test_headroom_is_off_until_somebody_asks_for_it() -> None:
+    headroom = schema()["properties"]["spec"]["properties"]["headroom"]
+    assert "default" not in headroom
+    assert headroom["properties"]["schedules"]["items"]["required"] == ["cron", "warmPods"]
+
+
 def test_an_optional_field_is_absent_rather_than_null() -> None:
     url = schema()["properties"]["spec"]["properties"]["livekit"]["properties"]["url"]
     assert url["type"] == "string"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from datetime import datetime, timedelta
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -361,6 +362,42 @@ class TestEndedAndColdStarts:
         assert by_name(decided, "demo-aaaaaaaa-0").reason is DeleteReason.COLD_START_UNUSED
 
 
+class TestHeadroom:
+    """Warm pods that demand or a schedule asks for."""
+
+    TEN = MappingProxyType({"schedules": [{"cron": "0 8 * * *", "warm_pods": 10}]})
+
+    def test_without_it_nothing_is_recommended(self) -> None:
+        assert plan(pool(), [warm(0)], NOW, TEMPLATE).status["recommendedReplicas"] is None
+
+    def test_advice_is_told_and_not_followed(self) -> None:
+        decided = plan(pool(headroom=self.TEN), [warm(0)], NOW, TEMPLATE)
+        assert decided.status["recommendedReplicas"] == 10
+        assert not decided.creates
+        # The schedule comes again tomorrow at 8.
+        assert decided.requeue_after_seconds == pytest.approx(20 * 3600)
+
+    def test_native_follows_it_and_never_goes_below_replicas(self) -> None:
+        for replicas, wanted in ((3, 10), (12, 12)):
+            decided = plan(pool(replicas=replicas, headroom={"mode": "Native", **self.TEN}), [], NOW, TEMPLATE)
+            assert len(decided.creates) == wanted
+        assert len(plan(pool(replicas=0, headroom={"mode": "Native", **self.TEN}), [], NOW, TEMPLATE).creates) == 10
+
+    def test_native_keeps_to_max_pods_and_says_so(self) -> None:
+        of = pool(replicas=1, max_pods=4, headroom={"mode": "Native", **self.TEN})
+        decided = plan(of, [bound(0)], NOW, TEMPLATE)
+        assert len(decided.creates) == 3
+        assert (condition(decided, "AtCapacity") or {})["status"] == "True"
+        assert decided.status["recommendedReplicas"] == 10
+
+    def test_a_schedule_that_cannot_be_read_is_told(self) -> None:
+        bad = {"schedules": [{"cron": "99 8 * * *", "warm_pods": 10}]}
+        told = condition(plan(pool(headroom=bad), [warm(0)], NOW, TEMPLATE), "HeadroomValid") or {}
+        assert (told["status"], told["reason"]) == ("False", "BadSchedule")
+        assert "'99 8 * * *'" in told["message"]
+        assert condition(plan(pool(headroom=self.TEN), [warm(0)], NOW, TEMPLATE), "HeadroomValid") is None
+
+
 class TestDrain:
     """Calls of a pool that is gone."""
 
@@ -395,6 +432,7 @@ class TestStatus:
             "endedReplicas": 1,
             "updatedReplicas": 2,
             "failedReplicas": 1,
+            "recommendedReplicas": None,
         }
         assert status["selector"] == "voicepool.dev/pool=demo,voicepool.dev/state=warm"
         assert status["templateHash"] == TEMPLATE.hash

@@ -29,7 +29,7 @@ _KEPT = {
     "maximum",
     "minLength",
     "maxLength",
-    "items",
+    "maxItems",
     "x-kubernetes-int-or-string",
 }
 
@@ -128,8 +128,6 @@ def structural(schema: Mapping[str, Any]) -> Schema:
 
 def _structural(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> Schema:
     source = dict(schema)
-    if "$ref" in source:
-        source = {**definitions[source.pop("$ref").rsplit("/", 1)[-1]], **source}
     if "anyOf" in source:
         options = [option for option in source.pop("anyOf") if option.get("type") != "null"]
         if {option.get("type") for option in options} == {"integer", "string"}:
@@ -140,11 +138,15 @@ def _structural(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> Sc
         source = {**only, **source}
         if source.get("default", ...) is None:
             del source["default"]
+    if "$ref" in source:
+        source = {**definitions[source.pop("$ref").rsplit("/", 1)[-1]], **source}
     result = {name: value for name, value in source.items() if name in _KEPT}
     if "description" in result:
         result["description"] = " ".join(result["description"].split())
     if result.get("type") == "integer":
         result["format"] = "int32"
+    if "items" in source:
+        result["items"] = _structural(source["items"], definitions)
     if "properties" in source:
         result["properties"] = {name: _structural(value, definitions) for name, value in source["properties"].items()}
         if source.get("required"):
@@ -246,6 +248,7 @@ def _status_schema() -> Schema:
             "boundReplicas": count("Number of bound pods: each carries one session."),
             "endedReplicas": count("Number of ended pods that are kept for their logs and summary."),
             "updatedReplicas": count("Number of unbound pods of the current template."),
+            "recommendedReplicas": count("How many pods spec.headroom recommends to keep warm."),
             "failedReplicas": count("Number of unbound pods that ended, or were not Ready in time."),
             "selector": {"type": "string", "description": "Label selector of the unbound pods."},
             "templateHash": {"type": "string", "description": "Names the current template in pod names and labels."},
@@ -283,6 +286,7 @@ def _printer_columns() -> list[Schema]:
         column("Bound", "integer", ".status.boundReplicas"),
         column("Ready", "string", ".status.conditions[?(@.type=='Ready')].status"),
         column("Reason", "string", ".status.conditions[?(@.type=='Ready')].reason", priority=1),
+        column("Recommended", "integer", ".status.recommendedReplicas", priority=1),
         column("Image", "string", ".status.image", priority=1),
         column("Age", "date", ".metadata.creationTimestamp"),
     ]

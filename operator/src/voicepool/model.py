@@ -113,6 +113,30 @@ class Disruption(StrEnum):
     ALWAYS = "Always"
 
 
+class ScheduleSpec(_SpecModel):
+    """From a moment on, so many warm pods; until the moment of the next schedule."""
+
+    cron: Annotated[str, Field(pattern=r"^\S+( \S+){4}$", max_length=100)]
+    """When it begins: minute, hour, day of month, month, day of week."""
+    time_zone: Annotated[str, Field(min_length=1, max_length=64)] = "UTC"
+    """In which the cron expression is read, for example Europe/Berlin."""
+    warm_pods: Annotated[int, Field(ge=0, le=100_000)]
+    """How many pods to keep warm."""
+
+
+class HeadroomSpec(_SpecModel):
+    """How many pods voicepool recommends to keep warm. Of demand, percentage and schedules the largest wins."""
+
+    mode: Literal["Advise", "Native"] = "Advise"
+    """Advise: only say so in status.recommendedReplicas, for an autoscaler. Native: keep that many warm if replicas is less."""
+    miss_rate: Annotated[float, Field(ge=0.0001, le=0.5)] = 0.01
+    """The chance that more callers come while a pod starts than pods are warm."""
+    percentage: Annotated[int, Field(ge=0, le=1000)] = 0
+    """So many warm pods for each 100 calls that are going on."""
+    schedules: Annotated[tuple[ScheduleSpec, ...], Field(max_length=50)] = ()
+    """Warm pods by the time of day, week or year. The schedule that came last holds."""
+
+
 class OnEmptySpec(_SpecModel):
     """What a caller gets when no warm pod is left."""
 
@@ -154,6 +178,8 @@ class VoiceAgentPoolSpec(_SpecModel):
     """Never: no eviction ends a call. OnUpgrade: a drain of its node may, saving nodes may not. Always: both may."""
     drain_seconds: Annotated[int, Field(ge=0, le=86_400)] = 0
     """How long calls may go on after the pool is deleted, in seconds; 0 is until they end. What holds for a call is decided when it begins."""
+    headroom: HeadroomSpec | None = None
+    """How many pods voicepool recommends to keep warm. Off when it is left out; all defaults when it is {}."""
     livekit: LiveKitSpec = LiveKitSpec()
     """The LiveKit server of the pool; what is left out comes from the gateway's own settings."""
 
@@ -216,6 +242,8 @@ class PodFact:
     """How long the call may go on after its pool is gone; 0 is until it ends."""
     drain_until: datetime | None = None
     """When the call is ended, since its pool is gone."""
+    ready_since: datetime | None = None
+    """Since when the pod's Ready condition has been True; None while it is not."""
     once_ready: bool = False
     """The pod is Ready or was so before: its start succeeded."""
 

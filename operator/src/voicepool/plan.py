@@ -20,6 +20,7 @@ from typing import Any
 
 from voicepool.model import LABEL_POOL, LABEL_STATE, BindState, Placement, PodFact, PoolFact
 from voicepool.podspec import agent_image, pod_name
+from voicepool.sizing import Recommendation, recommend
 
 Json = dict[str, Any]
 
@@ -170,6 +171,11 @@ def plan(pool: PoolFact, pods: Iterable[PodFact], now: datetime, template: Templ
 
     deadline = timedelta(seconds=pool.spec.startup.deadline_seconds)
     target = pool.spec.replicas
+    advice = recommend(pool.spec.headroom, all_pods, now) if pool.spec.headroom else None
+    if advice is not None and advice.next_at is not None:
+        timers.at(advice.next_at)
+    if advice is not None and pool.spec.headroom and pool.spec.headroom.mode == "Native":
+        target = max(target, min(advice.replicas, pool.spec.max_pods))
     steps = _Steps.of(pool, target)
     for pod in groups.cold:
         unused_at = pod.created_at + deadline
@@ -218,7 +224,7 @@ def plan(pool: PoolFact, pods: Iterable[PodFact], now: datetime, template: Templ
         delete(failure.pod, DeleteReason.STARTUP_DEADLINE)
     creates = tuple(PodCreate(number, attempt) for number in _free_numbers(pool.name, template.hash, all_pods, created))
 
-    status = _status(pool, groups, now, template, failure, target, short_of_room=created < wanted)
+    status = _status(pool, groups, now, template, failure, target, advice, short_of_room=created < wanted)
     if creates:
         reasons.append(f"{len(groups.unbound)} unbound of {target}: creates {len(creates)}")
     return Plan(
@@ -523,6 +529,7 @@ def _status(
     template: Template,
     failure: _Failure | None,
     target: int,
+    advice: Recommendation | None,
     *,
     short_of_room: bool,
 ) -> Json:
@@ -586,6 +593,9 @@ def _status(
     else:
         conditions.set("AtCapacity", False, "Room", "The pool may create the pods that it wants.")
 
+    if advice is not None and advice.problem is not None:
+        conditions.set("HeadroomValid", False, "BadSchedule", f"{advice.problem} The schedule is left out.")
+
     return {
         "observedGeneration": pool.generation,
         "replicas": len(groups.unbound),
@@ -595,6 +605,8 @@ def _status(
         "endedReplicas": len(groups.ended),
         "updatedReplicas": len(updated),
         "failedReplicas": len(groups.failed) + len(groups.late),
+        # Null takes it out of the status when headroom is no longer asked for.
+        "recommendedReplicas": advice.replicas if advice else None,
         "selector": f"{LABEL_POOL}={pool.name},{LABEL_STATE}={BindState.WARM.value}",
         "templateHash": template.hash,
         "image": agent_image(pool),

@@ -79,7 +79,7 @@ def pod_from_json(obj: Json) -> PodFact | None:
     agent = container_statuses[index] if index is not None else {}
     terminated = (agent.get("state") or {}).get("terminated")
     phase = status.get("phase", "Pending")
-    not_ready_since = _not_ready_since(status)
+    not_ready_since = _ready_changed(status, "False", "Unknown")
     waiting_reason, message = _waiting(status, container_statuses)
     if terminated or phase in ("Failed", "Succeeded"):
         waiting_reason, message = None, _last_words(status, container_statuses, terminated)
@@ -113,6 +113,7 @@ def pod_from_json(obj: Json) -> PodFact | None:
         message=message[:MAX_MESSAGE_CHARACTERS] if message else None,
         exit_code=terminated.get("exitCode") if terminated else None,
         not_ready_since=not_ready_since,
+        ready_since=_ready_changed(status, "True"),
         once_ready=bool(agent.get("ready")) or _was_ready(not_ready_since, agent, terminated),
     )
 
@@ -163,10 +164,11 @@ def _last_words(
     return status.get("message") or status.get("reason") or (terminated or {}).get("reason")
 
 
-def _not_ready_since(status: Mapping[str, Any]) -> datetime | None:
+def _ready_changed(status: Mapping[str, Any], *to: str) -> datetime | None:
+    """When the Ready condition became what it is, if that is one of ``to``."""
     for condition in status.get("conditions") or ():
         if condition.get("type") == "Ready":
-            return _time(condition.get("lastTransitionTime")) if condition.get("status") != "True" else None
+            return _time(condition.get("lastTransitionTime")) if condition.get("status") in to else None
     return None
 
 

@@ -1,0 +1,123 @@
+"""How many agents a pool should keep warm. Pure: the pool, its pods and the time in; a number out, and when to ask again.
+
+Three rules, of which the largest wins:
+
+* callers who arrive while a new pod starts find one: the smallest N such that more than N of them come within one lead time only with the chance
+  ``missRate``, when they come independently of each other (Poisson);
+* ``percentage`` of the calls that are going on;
+* what the schedules say for this time.
+
+Everything is read off the pods that are there, so that a restart forgets nothing. A session counts from its bind; so one that was refused does
+not count, and one whose pod is deleted within the window (a ``retentionSeconds`` below it) no longer does.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from zoneinfo import ZoneInfo
+
+from cronsim import CronSim, CronSimError
+
+from voicepool.model import BindState, HeadroomSpec, PodFact, ScheduleSpec
+
+WINDOWS_SECONDS = (60.0, 300.0)
+"""Starts per second are counted in each, and the higher rate is taken: the short one sees a rush, the long one a steady trickle."""
+LEAD_PERCENTILE = 0.95
+LEAD_UNKNOWN_SECONDS = 10.0
+"""Taken for the time from create to Ready until a pod that is there has shown it."""
+MOST = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class Recommendation:
+    """How many pods to keep warm, and from what that follows."""
+
+    replicas: int
+    starts_per_second: float
+    lead_seconds: float
+    next_at: datetime | None
+    """When the number may change although nothing happens."""
+    problem: str | None
+    """Why a schedule was left out."""
+
+
+def recommend(headroom: HeadroomSpec, pods: Iterable[PodFact], now: datetime) -> Recommendation:
+    """The number of warm pods that the pool should have now."""
+    pods = list(pods)
+    bound_at = [pod.bound_at for pod in pods if pod.state is BindState.BOUND and pod.bound_at is not None]
+    calls = sum(pod.state is BindState.BOUND and not pod.finished for pod in pods)
+    rates, moments = [], []
+    for seconds in WINDOWS_SECONDS:
+        window = timedelta(seconds=seconds)
+        recent = [moment for moment in bound_at if moment > now - window]
+        rates.append(len(recent) / seconds)
+        moments += [moment + window for moment in recent]
+    lead_seconds = lead_time_seconds(pods)
+    scheduled, problem = _scheduled(headroom.schedules, now)
+    moments += scheduled.moments
+    return Recommendation(
+        replicas=max(
+            warm_for(max(rates) * lead_seconds, headroom.miss_rate),
+            -(-calls * headroom.percentage // 100),
+            scheduled.warm_pods,
+        ),
+        starts_per_second=max(rates),
+        lead_seconds=lead_seconds,
+        next_at=min(moments, default=None),
+        problem=problem,
+    )
+
+
+def warm_for(expected: float, miss_rate: float) -> int:
+    """The smallest number that a Poisson variable with the mean ``expected`` passes with a chance of at most ``miss_rate``."""
+    if expected <= 0:
+        return 0
+    # What is ten standard deviations below the mean adds nothing to the sum.
+    number = min(MOST, max(0, math.floor(expected - 10 * math.sqrt(expected))))
+    cumulative = 0.0
+    while number < MOST:
+        cumulative += math.exp(number * math.log(expected) - expected - math.lgamma(number + 1))
+        if 1.0 - cumulative <= miss_rate:
+            break
+        number += 1
+    return number
+
+
+def lead_time_seconds(pods: Iterable[PodFact]) -> float:
+    """From create to Ready: of the pods that are Ready, the time within which 95 of 100 became it."""
+    times = sorted(
+        max(0.0, (pod.ready_since - pod.created_at).total_seconds()) for pod in pods if pod.ready_since is not None
+    )
+    # Kubernetes writes whole seconds, so a start that it calls 0 s long may have taken nearly one.
+    return times[math.ceil(LEAD_PERCENTILE * len(times)) - 1] + 1.0 if times else LEAD_UNKNOWN_SECONDS
+
+
+@dataclass(frozen=True, slots=True)
+class _Scheduled:
+    warm_pods: int
+    moments: list[datetime]
+
+
+def _scheduled(schedules: Sequence[ScheduleSpec], now: datetime) -> tuple[_Scheduled, str | None]:
+    """What the schedule that came last says; it holds until the next one comes."""
+    latest: list[tuple[datetime, int]] = []
+    moments: list[datetime] = []
+    problem = None
+    for schedule in schedules:
+        try:
+            local = now.astimezone(ZoneInfo(schedule.time_zone)).replace(second=0, microsecond=0)
+            # The search backwards leaves out the minute that it starts from.
+            latest.append(
+                (next(CronSim(schedule.cron, local + timedelta(minutes=1), reverse=True)), schedule.warm_pods)
+            )
+            moments.append(next(CronSim(schedule.cron, local)))
+        # StopIteration: no such day in 50 years.
+        except (CronSimError, StopIteration) as error:
+            problem = f"The cron expression {schedule.cron!r} is not valid: {error}."
+        # An unknown name is a KeyError, one that is no name at all a ValueError, a folder of zones an OSError.
+        except (KeyError, ValueError, OSError):
+            problem = f"There is no time zone {schedule.time_zone!r}; use a name such as Europe/Berlin."
+    return _Scheduled(max(latest)[1] if latest else 0, moments), problem

@@ -1,0 +1,141 @@
+"""How many agents to keep warm."""
+
+from __future__ import annotations
+
+import math
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.unit.facts import NOW, bound, ended, pod, warm
+
+from voicepool.model import HeadroomSpec, PodFact
+from voicepool.sizing import MOST, Recommendation, lead_time_seconds, recommend, warm_for
+
+
+def advice(pods: list[PodFact], now: datetime = NOW, **headroom: Any) -> Recommendation:
+    return recommend(HeadroomSpec(**headroom), pods, now)
+
+
+def at(text: str) -> datetime:
+    return datetime.fromisoformat(text).replace(tzinfo=UTC)
+
+
+def calls(*seconds_ago: float, **changes: Any) -> list[PodFact]:
+    return [bound(n, bound_at=NOW - timedelta(seconds=ago), **changes) for n, ago in enumerate(seconds_ago)]
+
+
+def started_in(*seconds: float) -> list[PodFact]:
+    return [
+        warm(100 + number, age_seconds=600, ready_since=NOW - timedelta(seconds=600 - took))
+        for number, took in enumerate(seconds)
+    ]
+
+
+def chance_of_more_than(number: int, expected: float) -> float:
+    return 1 - sum(expected**k * math.exp(-expected) / math.factorial(k) for k in range(number + 1))
+
+
+class TestRule:
+    """Callers who come while a pod starts find one."""
+
+    @given(st.floats(0.001, 60), st.floats(0.0001, 0.5))
+    def test_it_is_the_smallest_number_that_keeps_the_miss_rate(self, expected: float, miss_rate: float) -> None:
+        number = warm_for(expected, miss_rate)
+        assert chance_of_more_than(number, expected) <= miss_rate + 1e-9
+        assert number == 0 or chance_of_more_than(number - 1, expected) > miss_rate - 1e-9
+
+    def test_without_demand_nobody_is_needed(self) -> None:
+        assert warm_for(0, 0.01) == 0
+
+    def test_great_demand_needs_little_more_than_its_mean_and_has_an_end(self) -> None:
+        assert 5000 < warm_for(5000, 0.01) < 5200
+        assert warm_for(1e6, 0.01) == MOST
+
+    @pytest.mark.parametrize(
+        ("ago", "rate"),
+        [((10, 20, 30), 3 / 60), ((100, 200, 290), 3 / 300), ((10, 100, 299), 1 / 60), ((301, 1000), 0)],
+    )
+    def test_starts_are_counted_over_a_minute_and_over_five(self, ago: tuple[float, ...], rate: float) -> None:
+        assert advice(calls(*ago)).starts_per_second == pytest.approx(rate)
+
+    def test_a_session_that_has_ended_was_a_start_too(self) -> None:
+        assert advice([ended(0, 1, bound_at=NOW - timedelta(seconds=30))]).starts_per_second > 0
+
+    def test_the_lead_time_is_that_of_95_in_100(self) -> None:
+        assert lead_time_seconds(started_in(*[2.0] * 95, *[30.0] * 5)) == pytest.approx(3)
+        assert lead_time_seconds(started_in(2.0, 30.0)) == pytest.approx(31)
+
+    def test_until_a_start_was_seen_it_is_guessed(self) -> None:
+        assert lead_time_seconds([pod(0)]) == pytest.approx(10)
+
+    def test_it_is_asked_again_when_a_start_leaves_the_window(self) -> None:
+        assert advice(calls(50)).next_at == NOW + timedelta(seconds=10)
+        assert advice(calls(100)).next_at == NOW + timedelta(seconds=200)
+        assert advice([]).next_at is None
+
+
+class TestPercentage:
+    """So many for each 100 calls."""
+
+    def test_it_is_rounded_up_and_counts_calls_that_go_on(self) -> None:
+        pods = [*calls(*[9999.0] * 11), ended(50, 1)]
+        assert advice(pods, percentage=20).replicas == 3
+
+    def test_the_largest_wins(self) -> None:
+        schedule = {"cron": "0 0 * * *", "warm_pods": 7}
+        pods = calls(*[9999.0] * 10)
+        assert advice(pods, percentage=50, schedules=[schedule]).replicas == 7
+        assert advice(pods, percentage=90, schedules=[schedule]).replicas == 9
+
+
+class TestSchedules:
+    """Warm pods by the clock."""
+
+    OFFICE = (
+        {"cron": "0 8 * * 1-5", "time_zone": "Europe/Berlin", "warm_pods": 20},
+        {"cron": "0 18 * * 1-5", "time_zone": "Europe/Berlin", "warm_pods": 2},
+    )
+
+    @pytest.mark.parametrize(
+        ("moment", "warm_pods"),
+        [
+            ("2026-03-02T06:59:59", 2),  # Monday, 7:59:59 in Berlin; Friday evening still holds
+            ("2026-03-02T07:00:00", 20),
+            ("2026-03-02T16:59:59", 20),
+            ("2026-03-02T17:00:00", 2),
+            ("2026-03-30T06:00:00", 20),  # the clocks were put forward the day before
+            ("2026-03-30T05:59:00", 2),
+        ],
+    )
+    def test_the_one_that_came_last_holds_in_its_own_time_zone(self, moment: str, warm_pods: int) -> None:
+        assert advice([], at(moment), schedules=self.OFFICE).replicas == warm_pods
+
+    def test_it_is_asked_again_at_the_next_one(self) -> None:
+        assert advice([], at("2026-03-02T10:00:00"), schedules=self.OFFICE).next_at == at("2026-03-02T17:00:00")
+
+    def test_of_two_that_come_together_the_larger_holds(self) -> None:
+        both = [{"cron": "0 8 * * *", "warm_pods": 3}, {"cron": "0 8 1 * *", "warm_pods": 9}]
+        assert advice([], at("2026-03-01T09:00:00"), schedules=both).replicas == 9
+
+    @pytest.mark.parametrize(
+        ("bad", "words"),
+        [
+            ({"cron": "61 8 * * *"}, "'61 8 * * *' is not valid"),
+            ({"time_zone": "Europe/Nowhere"}, "no time zone 'Europe/Nowhere'"),
+            ({"time_zone": "../etc"}, "no time zone"),
+            ({"time_zone": "Europe"}, "no time zone"),
+        ],
+    )
+    def test_one_that_cannot_be_read_is_told_and_the_others_hold(self, bad: dict[str, str], words: str) -> None:
+        broken = {"cron": "0 9 * * *", "warm_pods": 99} | bad
+        told = advice([], at("2026-03-02T10:00:00"), schedules=[broken, *self.OFFICE])
+        assert told.replicas == 20
+        assert words in (told.problem or "")
+
+    def test_a_day_that_never_comes_is_told(self) -> None:
+        told = advice([], schedules=[{"cron": "0 0 31 2,4 *", "warm_pods": 99}])
+        assert told.replicas == 0
+        assert "Bad day-of-month" in (told.problem or "")

@@ -290,6 +290,13 @@ def test_the_store_keeps_the_newest_and_knows_its_own() -> None:
     assert list(store) == []
 
 
+async def test_a_recommendation_is_a_metric_too(server: ApiServer) -> None:
+    put_pool(server, headroom={"schedules": [{"cron": "0 8 * * *", "warmPods": 7}]})
+    async with running(server) as it:
+        await until(lambda: it.value("voicepool_recommended_pods", namespace="calls", pool="demo") == 7)
+        await until(lambda: it.status().get("recommendedReplicas") == 7)
+
+
 class TestBudget:
     """The PodDisruptionBudget of a pool."""
 

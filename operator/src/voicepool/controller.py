@@ -513,6 +513,8 @@ class Controller:
         for state in POD_STATES:
             self._metrics.pods.labels(pool.namespace, pool.name, state).set(decided.counts.get(state, 0))
         self._metrics.warm_target.labels(pool.namespace, pool.name).set(pool.spec.replicas)
+        recommended = decided.status.get("recommendedReplicas")
+        self._metrics.recommended.labels(pool.namespace, pool.name).set(recommended or 0)
 
     def _budget_changed(self, key: Key, old: BudgetFact | None, new: BudgetFact | None) -> None:
         for one in (old, new):

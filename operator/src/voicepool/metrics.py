@@ -21,6 +21,12 @@ class OperatorMetrics:
         pool = ("namespace", "pool")
         self.pods = Gauge("voicepool_pods", "Pods of a pool by state.", (*pool, "state"), registry=registry)
         self.warm_target = Gauge("voicepool_warm_target_pods", "spec.replicas of a pool.", pool, registry=registry)
+        self.recommended = Gauge(
+            "voicepool_recommended_pods",
+            "Warm pods that headroom recommends for a pool; 0 where it is off.",
+            pool,
+            registry=registry,
+        )
         self.creates = Counter("voicepool_pod_creates", "Pods created.", pool, registry=registry)
         self.deletes = Counter(
             "voicepool_pod_deletes", "Pods deleted, by reason.", (*pool, "reason"), registry=registry
@@ -49,3 +55,4 @@ class OperatorMetrics:
         for state in POD_STATES:
             self.pods.remove(namespace, pool, state)
         self.warm_target.remove(namespace, pool)
+        self.recommended.remove(namespace, pool)

@@ -215,4 +215,8 @@ def _down(cluster: Cluster, progress: Progress) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    code = main(sys.argv[1:])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # LiveKit's native library has threads that call Python; they abort a process that is being taken down in order.
+    os._exit(code)

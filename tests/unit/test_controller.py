@@ -181,7 +181,7 @@ async def test_a_name_that_is_taken_is_no_error(server: ApiServer) -> None:
         assert pool is not None
         second.pool_changed(pool)
         await second.reconcile(KEY)
-        second.queue.close()
+        second.queue.clear()
         assert len(server.names(PODS)) == 1
         assert it.value("voicepool_write_conflicts_total", operation="create") == 1
 
@@ -283,3 +283,64 @@ def test_the_store_keeps_the_newest_and_knows_its_own() -> None:
     assert store.replace([], position=int(older.resource_version)) == set()
     assert store.replace([], position=int(newer.resource_version)) == {KEY}
     assert list(store) == []
+
+
+async def test_where_the_lease_is_not_pools_are_followed_and_nothing_is_written(server: ApiServer) -> None:
+    put_pool(server)
+    metrics = OperatorMetrics(CollectorRegistry())
+    pods = pod_informer(server, None)
+    controller = Controller(server, pods, PoolStore(), PodSettings("key"), metrics, lambda: server.now)
+    tasks = [asyncio.create_task(pods.run()), asyncio.create_task(controller.watch())]
+    try:
+        await until(controller.pools_listed.is_set)
+        await asyncio.sleep(0.01)
+        assert server.calls == []
+        assert controller.pools_age_seconds() < 60
+        assert len(controller.queue) == 0
+
+        # It wins, loses, and wins again.
+        for count in (2, 3):
+            server.change(POOLS, "demo", spec={"replicas": count}, metadata={"generation": count})
+            pool = pool_from_json(server.objects[("voiceagentpools", "calls", "demo")])
+            assert pool is not None
+            controller.pool_changed(pool)
+            working = asyncio.create_task(controller.work())
+            await until(lambda count=count: len(server.names(PODS)) == count)
+            labels = {"namespace": "calls", "pool": "demo"}
+            assert metrics.registry.get_sample_value("voicepool_warm_target_pods", labels) == count
+            working.cancel()
+            await asyncio.gather(working, return_exceptions=True)
+            assert metrics.registry.get_sample_value("voicepool_warm_target_pods", labels) is None
+            before = list(server.calls)
+            server.vanish(PODS, server.names(PODS)[0])
+            await until(lambda count=count: len(pods) == count - 1)
+            await asyncio.sleep(0.01)
+            assert server.calls == before
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def test_who_does_not_hold_the_lease_any_more_takes_no_pool_up(server: ApiServer) -> None:
+    put_pool(server)
+    pods = pod_informer(server, None)
+    metrics = OperatorMetrics(CollectorRegistry())
+    asked: list[bool] = []
+
+    def may_write() -> bool:
+        asked.append(True)
+        return False
+
+    controller = Controller(
+        server, pods, PoolStore(), PodSettings("key"), metrics, lambda: server.now, may_write=may_write
+    )
+    tasks = [asyncio.create_task(pods.run()), asyncio.create_task(controller.run())]
+    try:
+        await until(lambda: asked)
+        await asyncio.sleep(0.01)
+        assert server.calls == []
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,6 +1,7 @@
 """Does what ``plan()`` decided: takes a pool from the queue, plans, creates and deletes, writes the status.
 
-The only writer of the operator. Invariants: it decides nothing by itself; every delete carries the preconditions of its plan, and a create or
+The only writer of the operator; :meth:`Controller.watch` writes nothing and runs everywhere, :meth:`Controller.work` runs where the Lease is.
+Invariants: it decides nothing by itself; every delete carries the preconditions of its plan, and a create or
 delete that lost a race is dropped quietly, since the next look sees what happened; its own writes are in the pods' copy before the pool is
 planned again; the status is written only when it changed, and not more often than every :data:`STATUS_INTERVAL_SECONDS` for one pool.
 """
@@ -141,6 +142,7 @@ class Controller:
         metrics: where to count.
         now: the time, with a time zone.
         settings: see there.
+        may_write: asked before a pool is taken up; False leaves it alone, since somebody else works now.
     """
 
     def __init__(
@@ -152,6 +154,7 @@ class Controller:
         metrics: OperatorMetrics,
         now: Callable[[], datetime],
         settings: ControllerSettings | None = None,
+        may_write: Callable[[], bool] = lambda: True,
     ) -> None:
         self.queue: KeyedQueue[Key] = KeyedQueue()
         self.pools_listed = asyncio.Event()
@@ -163,42 +166,73 @@ class Controller:
         self._metrics = metrics
         self._now = now
         self._settings = settings or ControllerSettings()
+        self._may_write = may_write
         self._verdicts: dict[Key, _Verdict] = {}
         self._status_written_at: dict[Key, float] = {}
         self._seen: set[Key] = set()
+        self._working = False
+        self._pools_listed_at = float("-inf")
         pods.handlers.append(self._pod_changed)
 
     def pool_changed(self, pool: PoolFact) -> None:
         """A watch showed the pool."""
         if self._pools.apply(pool):
-            self.queue.add((pool.namespace, pool.name))
+            self._add((pool.namespace, pool.name))
 
     def pool_deleted(self, key: Key, uid: str) -> None:
         """A watch showed that the pool is gone."""
         if self._pools.remove(key, uid):
-            self.queue.add(key)
+            self._add(key)
 
     async def run(self) -> None:
-        """Work until cancelled. An error that nobody expected ends it: a process that fails openly is started again."""
-        await self._pods.synced.wait()
-        try:
-            async with asyncio.TaskGroup() as group:
-                group.create_task(self._resync())
-                for _ in range(self._settings.workers):
-                    group.create_task(self._work())
-        finally:
-            self.queue.close()
+        """Watch and work until cancelled, for a process that is the only one."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.watch())
+            group.create_task(self.work())
 
-    async def _resync(self) -> None:
-        """Look at everything now and then, and drop pools whose deletion was missed."""
+    async def watch(self) -> None:
+        """Keep the pools' copy complete until cancelled: look at everything now and then, and drop pools whose deletion was missed."""
+        await self._pods.synced.wait()
         while True:
             try:
                 await self._list_pools()
             except KubeApiError as error:
                 logger.warning("listing pools failed, trying again", extra={"error": str(error)})
-            for key in {(pool.namespace, pool.name) for pool in self._pools} | set(self._pods.values_of(BY_POOL)):
-                self.queue.add(key)  # type: ignore[arg-type]
+            self._add_everything()
             await asyncio.sleep(self._settings.resync_seconds)
+
+    async def work(self) -> None:
+        """Do what the plans say until cancelled; may be called again after that.
+
+        An error that nobody expected ends it: a process that fails openly is started again.
+        """
+        await self._pods.synced.wait()
+        self._working = True
+        self._add_everything()
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(self._settings.workers):
+                    group.create_task(self._work())
+        finally:
+            self._working = False
+            self.queue.clear()
+            # Whoever works now counts the pods.
+            for namespace, name in self._seen:
+                self._metrics.forget(namespace, name)
+            self._seen.clear()
+
+    def pools_age_seconds(self) -> float:
+        """Seconds since the last complete list of pools; infinite before the first."""
+        return asyncio.get_running_loop().time() - self._pools_listed_at
+
+    def _add_everything(self) -> None:
+        for key in {(pool.namespace, pool.name) for pool in self._pools} | set(self._pods.values_of(BY_POOL)):
+            self._add(key)  # type: ignore[arg-type]
+
+    def _add(self, key: Key) -> None:
+        # Nobody would take it out again; whoever begins to work adds everything.
+        if self._working:
+            self.queue.add(key)
 
     async def _list_pools(self) -> None:
         found: list[PoolFact] = []
@@ -212,12 +246,17 @@ class Controller:
             if not token:
                 break
         for key in self._pools.replace(found, position):
-            self.queue.add(key)
+            self._add(key)
+        self._pools_listed_at = asyncio.get_running_loop().time()
         self.pools_listed.set()
 
     async def _work(self) -> None:
         while True:
             key = await self.queue.get()
+            if not self._may_write():
+                # Frozen for a while, say, and not told yet. The end of this task is on its way.
+                self.queue.done(key)
+                continue
             self._metrics.queued_pools.set(len(self.queue))
             started = asyncio.get_running_loop().time()
             outcome = "ok"
@@ -415,7 +454,7 @@ class Controller:
     def _pod_changed(self, key: Key, old: PodFact | None, new: PodFact | None) -> None:
         for pod in (old, new):
             if pod is not None:
-                self.queue.add((pod.namespace, pod.pool))
+                self._add((pod.namespace, pod.pool))
 
 
 async def _together(actions: Sequence[Awaitable[None]]) -> list[KubeApiError]:

@@ -42,6 +42,9 @@ class OperatorMetrics:
         self.lists = Counter(
             "voicepool_informer_lists", "Full lists of pods, by reason.", ("reason",), registry=registry
         )
+        self.leading = Gauge(
+            "voicepool_leading", "1 in the operator that works, 0 in one that stands by.", registry=registry
+        )
         self.queued_pools = Gauge("voicepool_queued_pools", "Pools that wait for a worker.", registry=registry)
 
     def forget(self, namespace: str, pool: str) -> None:

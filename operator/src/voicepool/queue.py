@@ -90,11 +90,12 @@ class KeyedQueue(Generic[K]):
             self._again.discard(key)
             self.add(key)
 
-    def close(self) -> None:
-        """Cancel all delays."""
+    def clear(self) -> None:
+        """Forget all keys, delays and failures; a key that a worker has stays with it until :meth:`done`."""
         for timer in self._timers.values():
             timer.cancel()
-        self._timers.clear()
+        for collection in (self._timers, self._failures, self._known, self._again, self._waiting):
+            collection.clear()
 
     def _due(self, key: K) -> None:
         self._timers.pop(key, None)

@@ -63,7 +63,15 @@ def manifest(namespace: str, name: str = "demo", container: str = "agent", **spe
 class Operator:
     """The operator's process, and what its pods look like from outside."""
 
-    def __init__(self, control_plane: Cluster, api: AiohttpKubeApi, namespace: str, folder: Path) -> None:
+    def __init__(
+        self,
+        control_plane: Cluster,
+        api: AiohttpKubeApi,
+        namespace: str,
+        folder: Path,
+        settings: Mapping[str, str] | None = None,
+    ) -> None:
+        folder.mkdir(exist_ok=True)
         self.api = api
         self.namespace = namespace
         self.port = free_port()
@@ -73,6 +81,7 @@ class Operator:
         self._control_plane = control_plane
         self._log = (folder / "operator.log").open("ab")
         self.process: asyncio.subprocess.Process | None = None
+        self._settings = settings or {}
 
     async def start(self) -> None:
         environment = {
@@ -82,6 +91,7 @@ class Operator:
             "VOICEPOOL_ASSIGNMENT_PUBLIC_KEY_FILE": str(self._key),
             "VOICEPOOL_HEALTH_HOST": "127.0.0.1",
             "VOICEPOOL_HEALTH_PORT": str(self.port),
+            **self._settings,
         }
         self.process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "voicepool.main", "operator", env=environment, stdout=self._log, stderr=self._log

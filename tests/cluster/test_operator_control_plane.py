@@ -434,6 +434,24 @@ class TestOperator:
         assert told["message"].endswith("GROQ_API_KEY is not set: add it to the Secret agent-keys")
         assert await operator.unbound() == []
 
+    async def test_what_happened_is_told_in_events(self, operator: Operator, control_plane: Cluster) -> None:
+        await operator.apply(replicas=1)
+        (name,) = await operator.fill(1)
+        await operator.bind(name, "session-1")
+        await operator.fill(1)
+        await operator.end(name, exit_code=137)
+        words = f"Session session-1 was dropped with pod {name} (crashed, exit code 137)"
+
+        async def told() -> bool:
+            described = control_plane.kubectl("describe", "vpool", "demo", "--namespace", operator.namespace)
+            return words in described and "TargetReached" in described and "SessionDropped" in described
+
+        await until(told)
+        metrics = str(await operator.fetch("/metrics"))
+        pool = f'namespace="{operator.namespace}",pool="demo"'
+        assert f'voicepool_sessions_dropped_total{{{pool},reason="crashed"}} 1.0' in metrics
+        assert 'voicepool_events_total{outcome="failed"}' not in metrics
+
     async def test_a_template_that_the_api_server_refuses_is_told(self, operator: Operator) -> None:
         agent = {"name": "agent", "image": "localhost/agent:1", "imagePullPolice": "Always"}
         await operator.apply(replicas=1, template={"spec": {"containers": [agent]}})

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, TypeVar
 
+from voicepool.events import Happening, Kind, Note, condition_notes, happenings, note_of, start_deadline_note
 from voicepool.kube.api import (
     PODS,
     POOLS,
@@ -36,6 +37,7 @@ from voicepool.model import LABEL_POOL, PodFact, PoolFact
 from voicepool.plan import DeleteReason, Plan, PodCreate, PodDelete, Template, expired, has_ended, plan
 from voicepool.podspec import PodSettings, build_pod, pod_name, template_hash
 from voicepool.queue import KeyedQueue
+from voicepool.recorder import EventRecorder
 
 logger = logging.getLogger(__name__)
 
@@ -142,6 +144,7 @@ class Controller:
         metrics: where to count.
         now: the time, with a time zone.
         settings: see there.
+        recorder: writes Events; None writes none.
         may_write: asked before a pool is taken up; False leaves it alone, since somebody else works now.
     """
 
@@ -154,6 +157,7 @@ class Controller:
         metrics: OperatorMetrics,
         now: Callable[[], datetime],
         settings: ControllerSettings | None = None,
+        recorder: EventRecorder | None = None,
         may_write: Callable[[], bool] = lambda: True,
     ) -> None:
         self.queue: KeyedQueue[Key] = KeyedQueue()
@@ -166,7 +170,10 @@ class Controller:
         self._metrics = metrics
         self._now = now
         self._settings = settings or ControllerSettings()
+        self._recorder = recorder
         self._may_write = may_write
+        self._asked_for_at: dict[str, float] = {}
+        """Pods that are not warm yet, by uid, and when we asked for them."""
         self._verdicts: dict[Key, _Verdict] = {}
         self._status_written_at: dict[Key, float] = {}
         self._seen: set[Key] = set()
@@ -211,6 +218,8 @@ class Controller:
         self._add_everything()
         try:
             async with asyncio.TaskGroup() as group:
+                if self._recorder is not None:
+                    group.create_task(self._recorder.run())
                 for _ in range(self._settings.workers):
                     group.create_task(self._work())
         finally:
@@ -220,6 +229,7 @@ class Controller:
             for namespace, name in self._seen:
                 self._metrics.forget(namespace, name)
             self._seen.clear()
+            self._asked_for_at.clear()
 
     def pools_age_seconds(self) -> float:
         """Seconds since the last complete list of pools; infinite before the first."""
@@ -258,6 +268,7 @@ class Controller:
                 self.queue.done(key)
                 continue
             self._metrics.queued_pools.set(len(self.queue))
+            self._metrics.queue_age_seconds.observe(self.queue.waited_seconds(key))
             started = asyncio.get_running_loop().time()
             outcome = "ok"
             try:
@@ -344,6 +355,7 @@ class Controller:
     async def _create_all(self, pool: PoolFact, template: Template, creates: Sequence[PodCreate]) -> list[KubeApiError]:
         async def create(item: PodCreate) -> None:
             body = build_pod(pool, item.number, template.hash, self._pod_settings, start_attempt=item.start_attempt)
+            asked_at = asyncio.get_running_loop().time()
             try:
                 stored = await self._api.create(PODS, pool.namespace, body)
             except AlreadyExists:
@@ -356,6 +368,7 @@ class Controller:
                 )
                 raise
             self._metrics.creates.labels(pool.namespace, pool.name).inc()
+            self._asked_for_at[stored["metadata"]["uid"]] = asked_at
             self._pods.apply(stored)
 
         # As a ReplicaSet does: few at first, so that a pod which is refused is not refused a hundred times.
@@ -389,6 +402,11 @@ class Controller:
                 self._metrics.conflicts.labels("delete").inc()
                 return
             self._metrics.deletes.labels(namespace, pool, item.reason.value).inc()
+            if item.reason is DeleteReason.STARTUP_DEADLINE:
+                self._metrics.start_failures.labels(namespace, pool, "deadline").inc()
+                fact = self._pools.get((namespace, pool))
+                if fact is not None:
+                    self._tell(fact, start_deadline_note(item.name, fact.spec.startup.deadline_seconds))
             self._pods.update(namespace, item.name, item.uid, lambda pod: dataclasses.replace(pod, deleting=True))
 
         failures: list[KubeApiError] = []
@@ -422,6 +440,8 @@ class Controller:
             self._metrics.conflicts.labels("status").inc()
             return
         self._metrics.status_writes.labels(pool.namespace, pool.name).inc()
+        for note in condition_notes(pool.status, status):
+            self._tell(pool, note)
         newer = pool_from_json(stored)
         if newer is not None:
             self._pools.apply(newer)
@@ -455,6 +475,44 @@ class Controller:
         for pod in (old, new):
             if pod is not None:
                 self._add((pod.namespace, pod.pool))
+        if self._working:
+            for happening in happenings(old, new):
+                self._happened(happening)
+        if new is None and old is not None:
+            self._asked_for_at.pop(old.uid, None)
+
+    def _happened(self, happening: Happening) -> None:
+        pod = happening.pod
+        pool = (pod.namespace, pod.pool)
+        match happening.kind:
+            case Kind.BECAME_WARM:
+                asked_at = self._asked_for_at.pop(pod.uid, None)
+                seconds = (
+                    asyncio.get_running_loop().time() - asked_at
+                    if asked_at is not None
+                    else (self._now() - pod.created_at).total_seconds()
+                )
+                self._metrics.startup_seconds.labels(*pool).observe(max(0.0, seconds))
+            case Kind.SESSION_STARTED:
+                self._metrics.sessions_started.labels(*pool).inc()
+                if pod.bound_at is not None:
+                    self._metrics.event_lag_seconds.observe(max(0.0, (self._now() - pod.bound_at).total_seconds()))
+            case Kind.SESSION_ENDED:
+                self._metrics.sessions_ended.labels(*pool, happening.reason).inc()
+            case Kind.SESSION_DROPPED:
+                self._metrics.sessions_dropped.labels(*pool, happening.reason).inc()
+            case Kind.START_FAILED:
+                self._metrics.start_failures.labels(*pool, happening.reason).inc()
+            case Kind.WARM_POD_DIED:
+                self._metrics.warm_deaths.labels(*pool, happening.reason).inc()
+        note = note_of(happening)
+        fact = self._pools.get(pool)
+        if note is not None and fact is not None:
+            self._tell(fact, note)
+
+    def _tell(self, pool: PoolFact, note: Note) -> None:
+        if self._recorder is not None:
+            self._recorder.note(pool, note)
 
 
 async def _together(actions: Sequence[Awaitable[None]]) -> list[KubeApiError]:

@@ -34,6 +34,7 @@ from voicepool.kube.lease import Election
 from voicepool.metrics import OperatorMetrics
 from voicepool.model import GROUP, PLURAL, VERSION
 from voicepool.podspec import PodSettings
+from voicepool.recorder import EventRecorder
 from voicepool.settings import OperatorSettings, SettingsError
 
 logger = logging.getLogger(__name__)
@@ -80,6 +81,7 @@ class Operator:
         self._settings = settings
         self._connection = connection
         self._pod_settings = pod_settings
+        self._identity = settings.lease_identity or f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}"
         self._stop = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._election: Election | None = None
@@ -146,6 +148,12 @@ class Operator:
                 resync_seconds=settings.resync_seconds,
                 orphan_retention_seconds=settings.orphan_retention_seconds,
             ),
+            recorder=EventRecorder(
+                self._api,
+                self._identity,
+                lambda: datetime.now(UTC),
+                on_written=lambda outcome: self.metrics.events.labels(outcome).inc(),
+            ),
             may_write=lambda: self._election is None or self._election.leading(),
         )
         self._election = self._make_election()
@@ -171,7 +179,7 @@ class Operator:
             self._api,
             settings.lease_namespace,
             settings.lease_name,
-            settings.lease_identity or f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}",
+            self._identity,
             on_change=self.metrics.leading.set,
         )
 

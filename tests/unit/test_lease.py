@@ -407,6 +407,36 @@ async def test_work_that_fails_ends_it_and_the_lease_is_given_back() -> None:
 
 
 @virtual
+async def test_an_error_of_work_that_is_being_stopped_is_told_and_ends_nothing(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    world = World()
+    begun: list[float] = []
+
+    async def stumble() -> None:
+        begun.append(asyncio.get_running_loop().time())
+        try:
+            await asyncio.Event().wait()
+        finally:
+            raise ValueError("a fault of ours")
+
+    network = Network(world.server)
+    election = Election(
+        _as_api(network), "voicepool", NAME, "a", clock=asyncio.get_running_loop().time, now=lambda: NOW
+    )
+    task = asyncio.create_task(election.run(stumble))
+    await asyncio.sleep(5)
+    network.down = True
+    await asyncio.sleep(15)
+    network.down = False
+    await asyncio.sleep(5)
+    assert len(begun) == 2
+    assert "the work ended with an error when it was stopped" in caplog.messages
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+@virtual
 async def test_a_missing_right_is_told_and_does_not_end_the_process() -> None:
     world = World()
     election = world.add("a")

@@ -41,6 +41,7 @@ logger = logging.getLogger(__name__)
 
 EXIT_DEADLINE_SECONDS = 25.0
 """Kubernetes kills after 30 s."""
+LEASE_REQUEST_TIMEOUT_SECONDS = 5.0
 
 
 def read_public_key(path: Path) -> str:
@@ -85,6 +86,7 @@ class Operator:
         self._stop = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._election: Election | None = None
+        self._lease_api: AiohttpKubeApi | None = None
 
     async def run(self) -> None:
         """Work until :meth:`stop` or SIGTERM.
@@ -175,8 +177,13 @@ class Operator:
         if settings.lease_name is None or settings.lease_namespace is None:
             self.metrics.leading.set(1)
             return None
+        # Connections of its own: a renewal must not wait behind a hundred creates.
+        self._lease_api = AiohttpKubeApi(
+            make_session(self._connection, request_timeout_seconds=LEASE_REQUEST_TIMEOUT_SECONDS, connections=2),
+            field_manager="voicepool-operator",
+        )
         return Election(
-            self._api,
+            self._lease_api,
             settings.lease_namespace,
             settings.lease_name,
             self._identity,
@@ -200,6 +207,8 @@ class Operator:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._web.cleanup()
         await self._api.close()
+        if self._lease_api is not None:
+            await self._lease_api.close()
         logger.info("operator stopped")
 
     def _ended(self, task: asyncio.Task[None]) -> None:

@@ -209,11 +209,11 @@ class Election:
             )
         finally:
             self._on_change(False)
+            raised = working.done()
             working.cancel()
             await asyncio.wait({working})
-            if not working.cancelled() and working.exception() is not None:
-                # Raised above, unless it comes from being cancelled.
-                logger.debug("the work ended with an error", exc_info=working.exception())
+            if not raised and not working.cancelled() and working.exception() is not None:
+                logger.warning("the work ended with an error when it was stopped", exc_info=working.exception())
 
     def _until_renewal(self) -> float:
         return max(0.0, min(self._times.retry_seconds, self._valid_until - self._clock()))

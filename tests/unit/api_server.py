@@ -147,7 +147,7 @@ class ApiServer:
         self.calls.append(("create", key[2]))
         if key in self.objects:
             raise AlreadyExists(f"{key[2]} already exists", status=409, reason="AlreadyExists")
-        return self.put(resource, body)
+        return self.put(resource, {**body, "metadata": {"namespace": namespace, **body["metadata"]}})
 
     async def json_patch(
         self, resource: Resource, namespace: str, name: str, operations: Sequence[Mapping[str, Any]]
@@ -160,9 +160,10 @@ class ApiServer:
         self._fail(subresource or "patch")
         self.calls.append((subresource or "patch", name))
         obj = await self.get(resource, namespace, name)
-        wanted_uid = body.get("metadata", {}).get("uid")
-        if wanted_uid and wanted_uid != obj["metadata"]["uid"]:
-            raise Conflict("uid mismatch", status=409)
+        for field in ("uid", "resourceVersion"):
+            wanted = body.get("metadata", {}).get(field)
+            if wanted and wanted != obj["metadata"][field]:
+                raise Conflict(f"{field} mismatch", status=409)
         _merge(obj, {subresource: body[subresource]} if subresource else body)
         self._store((resource.plural, namespace, name), obj, "MODIFIED")
         return await self.get(resource, namespace, name)

@@ -162,6 +162,8 @@ class PodFact:
     """Since when the pod's Ready condition has been False; None while it is Ready, or before a kubelet has looked at it."""
     once_ready: bool = False
     """The pod is Ready or was so before: its start succeeded."""
+    end_reason: str | None = None
+    """The kubelet's one word for why the pod or its agent container ended: OOMKilled, Evicted, Error, ..."""
 
     @property
     def finished(self) -> bool:

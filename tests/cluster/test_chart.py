@@ -100,7 +100,8 @@ def _environment(objects: list[Object], component: str) -> dict[str, str]:
     [container] = _of_kind(objects, "Deployment")[component]["spec"]["template"]["spec"]["containers"]
     names = [variable["name"] for variable in container["env"]]
     assert len(names) == len(set(names))
-    return {variable["name"]: variable["value"] for variable in container["env"]}
+    # What a pod knows of itself is filled in by the kubelet.
+    return {variable["name"]: variable.get("value", "of-the-pod") for variable in container["env"]}
 
 
 def _rules(objects: list[Object], kind: str, name: str) -> set[tuple[str, str, tuple[str, ...], tuple[str, ...]]]:
@@ -178,7 +179,7 @@ def test_every_selector_finds_the_pods_of_its_own_component_only() -> None:
     selectors += [(name, item["spec"]["selector"]) for name, item in _of_kind(objects, "Service").items()]
     budgets = _of_kind(objects, "PodDisruptionBudget")
     selectors += [(name, item["spec"]["selector"]["matchLabels"]) for name, item in budgets.items()]
-    assert len(selectors) == 5
+    assert len(selectors) == 6
     for name, selector in selectors:
         assert [found for found in labels if selector.items() <= labels[found].items()] == [name]
 
@@ -252,6 +253,7 @@ def test_one_namespace_needs_no_right_in_the_cluster() -> None:
     assert {item["kind"] for item in objects if item["kind"].startswith("Cluster")} == set()
     for kind in ("Role", "RoleBinding"):
         found = _of_kind(objects, kind)
+        assert found.pop("voicepool-operator-lease")["metadata"]["namespace"] == "voicepool"
         assert found.keys() == {"voicepool-operator", "voicepool-gateway"}
         assert {item["metadata"]["namespace"] for item in found.values()} == {"calls"}
     everywhere = _rules(_rendered(), "ClusterRole", "voicepool-voicepool-operator")
@@ -261,6 +263,7 @@ def test_one_namespace_needs_no_right_in_the_cluster() -> None:
 def test_every_binding_ties_an_account_to_the_role_of_its_name() -> None:
     for values, prefix in (((), "Cluster"), (("watchNamespaces={calls}",), "")):
         bindings = _of_kind(_rendered(*values), f"{prefix}RoleBinding")
+        bindings.pop("voicepool-operator-lease", None)
         assert len(bindings) == 2
         for name, binding in bindings.items():
             account = f"voicepool-{name.rpartition('-')[2]}"
@@ -391,9 +394,39 @@ def test_the_node_port_is_the_one_asked_for() -> None:
     assert (service["type"], service["ports"][0]["nodePort"]) == ("NodePort", 30080)
 
 
-def test_a_single_gateway_has_no_disruption_budget() -> None:
-    assert _of_kind(_rendered(), "PodDisruptionBudget")["voicepool-gateway"]["spec"]["minAvailable"] == 1
-    assert not _of_kind(_rendered("gateway.replicas=1"), "PodDisruptionBudget")
+@pytest.mark.parametrize("component", ["operator", "gateway"])
+def test_a_single_one_has_no_disruption_budget(component: str) -> None:
+    name = f"voicepool-{component}"
+    assert _of_kind(_rendered(), "PodDisruptionBudget")[name]["spec"]["minAvailable"] == 1
+    assert name not in _of_kind(_rendered(f"{component}.replicas=1"), "PodDisruptionBudget")
+
+
+def test_two_operators_share_one_lease_and_have_names_of_their_own_in_it() -> None:
+    objects = _rendered()
+    deployment = _of_kind(objects, "Deployment")["voicepool-operator"]["spec"]
+    assert (deployment["replicas"], deployment["strategy"]["type"]) == (2, "RollingUpdate")
+    environment = _environment(objects, "voicepool-operator")
+    assert environment["VOICEPOOL_LEASE_NAME"] == "voicepool-operator"
+    assert environment["VOICEPOOL_LEASE_NAMESPACE"] == "voicepool"
+    [identity] = [
+        variable["valueFrom"]["fieldRef"]["fieldPath"]
+        for variable in deployment["template"]["spec"]["containers"][0]["env"]
+        if variable["name"] == "VOICEPOOL_LEASE_IDENTITY"
+    ]
+    assert identity == "metadata.name"
+
+
+@pytest.mark.parametrize("values", [(), ("watchNamespaces={calls}",)])
+def test_the_operator_may_hold_its_own_lease_and_no_other(values: tuple[str, ...]) -> None:
+    objects = _rendered(*values)
+    assert _rules(objects, "Role", "voicepool-operator-lease") == {
+        ("coordination.k8s.io", "leases", ("get", "patch"), ("voicepool-operator",)),
+        ("coordination.k8s.io", "leases", ("create",), ()),
+    }
+    role = _of_kind(objects, "Role")["voicepool-operator-lease"]
+    binding = _of_kind(objects, "RoleBinding")["voicepool-operator-lease"]
+    assert role["metadata"]["namespace"] == binding["metadata"]["namespace"] == "voicepool"
+    assert [subject["name"] for subject in binding["subjects"]] == ["voicepool-operator"]
 
 
 @pytest.mark.parametrize(

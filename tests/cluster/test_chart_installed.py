@@ -250,7 +250,7 @@ def test_an_upgrade_keeps_api_keys_that_were_added_and_does_not_bring_back_what_
 
 def test_its_pods_are_admitted_where_only_restricted_ones_are(release: Release) -> None:
     release.upgrade()
-    for name, count in (("operator", 1), ("gateway", 2)):
+    for name, count in (("operator", 2), ("gateway", 2)):
         release.cluster.kubectl(
             *("wait", f"--for=jsonpath={{.status.unavailableReplicas}}={count}", f"deployment/voicepool-{name}"),
             *("--namespace", release.namespace, "--timeout=30s"),
@@ -303,6 +303,16 @@ def test_the_gateway_may_read_the_secret_that_is_listed(installed: Release) -> N
     assert not installed.may("gateway", "get", "secret/another")
     assert not installed.may("gateway", "list", "secrets")
     assert not installed.may("operator", "get", "secret/other-server")
+
+
+def test_the_operator_may_hold_its_lease_and_no_other(installed: Release) -> None:
+    for verb in ("get", "patch"):
+        assert installed.may("operator", verb, "lease/voicepool-operator", namespace=installed.namespace)
+        assert not installed.may("operator", verb, "lease/another", namespace=installed.namespace)
+    assert installed.may("operator", "create", "leases", namespace=installed.namespace)
+    assert not installed.may("operator", "delete", "lease/voicepool-operator", namespace=installed.namespace)
+    assert not installed.may("operator", "create", "leases")
+    assert not installed.may("gateway", "get", "lease/voicepool-operator", namespace=installed.namespace)
 
 
 def test_with_one_namespace_the_accounts_have_rights_there_and_nowhere_else(release: Release) -> None:

@@ -63,7 +63,15 @@ def manifest(namespace: str, name: str = "demo", container: str = "agent", **spe
 class Operator:
     """The operator's process, and what its pods look like from outside."""
 
-    def __init__(self, control_plane: Cluster, api: AiohttpKubeApi, namespace: str, folder: Path) -> None:
+    def __init__(
+        self,
+        control_plane: Cluster,
+        api: AiohttpKubeApi,
+        namespace: str,
+        folder: Path,
+        settings: Mapping[str, str] | None = None,
+    ) -> None:
+        folder.mkdir(exist_ok=True)
         self.api = api
         self.namespace = namespace
         self.port = free_port()
@@ -73,6 +81,7 @@ class Operator:
         self._control_plane = control_plane
         self._log = (folder / "operator.log").open("ab")
         self.process: asyncio.subprocess.Process | None = None
+        self._settings = settings or {}
 
     async def start(self) -> None:
         environment = {
@@ -82,6 +91,7 @@ class Operator:
             "VOICEPOOL_ASSIGNMENT_PUBLIC_KEY_FILE": str(self._key),
             "VOICEPOOL_HEALTH_HOST": "127.0.0.1",
             "VOICEPOOL_HEALTH_PORT": str(self.port),
+            **self._settings,
         }
         self.process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "voicepool.main", "operator", env=environment, stdout=self._log, stderr=self._log
@@ -508,6 +518,24 @@ class TestOperator:
         told = await operator.condition("Ready")
         assert told["message"].endswith("GROQ_API_KEY is not set: add it to the Secret agent-keys")
         assert await operator.unbound() == []
+
+    async def test_what_happened_is_told_in_events(self, operator: Operator, control_plane: Cluster) -> None:
+        await operator.apply(replicas=1)
+        (name,) = await operator.fill(1)
+        await operator.bind(name, "session-1")
+        await operator.fill(1)
+        await operator.end(name, exit_code=137)
+        words = f"Session session-1 was dropped with pod {name} (crashed, exit code 137)"
+
+        async def told() -> bool:
+            described = control_plane.kubectl("describe", "vpool", "demo", "--namespace", operator.namespace)
+            return words in described and "TargetReached" in described and "SessionDropped" in described
+
+        await until(told)
+        metrics = str(await operator.fetch("/metrics"))
+        pool = f'namespace="{operator.namespace}",pool="demo"'
+        assert f'voicepool_sessions_dropped_total{{{pool},reason="crashed"}} 1.0' in metrics
+        assert 'voicepool_events_total{outcome="failed"}' not in metrics
 
     async def test_a_template_that_the_api_server_refuses_is_told(self, operator: Operator) -> None:
         agent = {"name": "agent", "image": "localhost/agent:1", "imagePullPolice": "Always"}

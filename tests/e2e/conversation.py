@@ -21,7 +21,7 @@ RECORDINGS = Path(__file__).parent / "recordings"
 OPENING_HOURS = RECORDINGS / "opening-hours.wav"
 OPENING_HOURS_WORDS = "What are your opening hours?"
 
-HEAR_SECONDS = 30.0
+HEAR_SECONDS = 60.0
 """How long the caller waits for the agent to say something, and to end it."""
 
 

@@ -102,14 +102,14 @@ def _up(cluster: Cluster, progress: Progress) -> None:
     deployment = deployments[0]
     for file in ("pool-keyless.yaml", "pool-keyless-cold.yaml"):
         deployment.apply_pool((MANIFESTS / file).read_text())
-    with progress.step(f"waiting for the pool {POOL}: its agents import, load their models and park", 20):
+    with progress.step(f"waiting for the pool {POOL}: its agents import, load their models and park", 9):
         deployment.wait_until_ready(POOL)
     RECORDED.mkdir(parents=True, exist_ok=True)
-    with progress.step("calling a warm agent", 12):
+    with progress.step("calling a warm agent", 15):
         warm = asyncio.run(_make_call(deployment, POOL, "warm agent", 1))
-    with progress.step("the same with a cold start, to compare", 25):
+    with progress.step("the same with a cold start, to compare", 21):
         cold = asyncio.run(_make_call(deployment, COLD_POOL, "cold start", 1))
-    _print_calls(warm, cold)
+    print_calls(warm, cold)
     _print_next(cluster)
     progress.say(f"all done in {words(progress.elapsed_seconds)}")
 
@@ -137,7 +137,7 @@ def _call_again(cluster: Cluster, progress: Progress, pool: str, questions: int)
     def tell(heard: str) -> None:
         progress.say(heard)
 
-    _print_calls(asyncio.run(_make_call(deployment, pool, f"pool {pool}", questions, tell)))
+    print_calls(asyncio.run(_make_call(deployment, pool, f"pool {pool}", questions, tell)))
 
 
 async def _make_call(
@@ -168,7 +168,8 @@ def _timeline(conversation: Conversation, bound_at: str) -> list[Moment]:
     ]
 
 
-def _print_calls(*reports: Report) -> None:
+def print_calls(*reports: Report) -> None:
+    """Prints the calls beside each other."""
     print()
     print(" " * 36 + "".join(f"{report.title:>16}" for report in reports))
     for moment in reports[0].timeline:
@@ -207,11 +208,15 @@ The cluster stays up. What to try next:
 
 
 def _down(cluster: Cluster, progress: Progress) -> None:
-    with progress.step("removing the cluster", 10):
+    with progress.step("removing the cluster", 6):
         existed = cluster.down()
     shutil.rmtree(RECORDED, ignore_errors=True)
     progress.say(f"{cluster.name!r} is gone" if existed else f"there was no cluster {cluster.name!r} of ours")
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    code = main(sys.argv[1:])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # LiveKit's native library has threads that call Python; they abort a process that is being taken down in order.
+    os._exit(code)

@@ -43,7 +43,7 @@ AGENT_IMAGE = IMAGES["agent"].name
 KEYLESS_IMAGE = IMAGES["keyless"].name
 LIVEKIT_IMAGE = LIVEKIT
 
-_LOAD_SECONDS = {OPERATOR_IMAGE: 6.0, AGENT_IMAGE: 8.0, KEYLESS_IMAGE: 15.0, LIVEKIT_IMAGE: 3.0}
+_LOAD_SECONDS = {OPERATOR_IMAGE: 9.0, AGENT_IMAGE: 15.0, KEYLESS_IMAGE: 28.0, LIVEKIT_IMAGE: 2.0}
 _GATEWAY_DEADLINE_SECONDS = 30.0
 
 
@@ -220,9 +220,9 @@ def install(cluster: Cluster, progress: Progress, changed: Iterable[str] = ()) -
     Raises:
         ClusterError: with what the failing part says.
     """
-    with progress.step("installing the LiveKit server", 5):
+    with progress.step("installing the LiveKit server", 3):
         _install_livekit(cluster, restart=LIVEKIT_IMAGE in set(changed))
-    with progress.step(f"helm upgrade --install {RELEASE}", 15):
+    with progress.step(f"helm upgrade --install {RELEASE}", 6):
         _install_chart(cluster, restart=OPERATOR_IMAGE in set(changed))
     api_key = next(iter(secret_values(cluster, API_KEY_SECRET, NAMESPACE).values()), "")
     if not api_key:

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from voicepool.kube.api import (
+    BUDGETS,
     AlreadyExists,
     Conflict,
     Gone,
@@ -34,8 +35,7 @@ class ApiServer:
         self.calls: list[tuple[str, str]] = []
         """Operation and name of every write that was asked for, dry runs apart."""
         self.failures: dict[str, list[KubeApiError]] = {}
-        """Per operation
-        (``list``, ``watch``, ``create`` of a pod, ``create poddisruptionbudgets``, ``delete``, ``dry_run``, ``status``): errors for the next calls."""
+        """Per operation (``list``, ``watch``, ``create``, ``create budget``, ``delete``, ``dry_run``, ``status``): errors for the next calls."""
         self.compacted = 0
         """Watches from before this version get 410."""
         self.muted = False
@@ -142,14 +142,14 @@ class ApiServer:
     async def create(
         self, resource: Resource, namespace: str, body: Mapping[str, Any], *, dry_run: bool = False
     ) -> Json:
-        self._fail("dry_run" if dry_run else "create" if resource.plural == "pods" else f"create {resource.plural}")
+        self._fail("dry_run" if dry_run else "create budget" if resource == BUDGETS else "create")
         key = (resource.plural, namespace, body["metadata"]["name"])
         if dry_run:
             return copy.deepcopy(dict(body))
         self.calls.append(("create", key[2]))
         if key in self.objects:
             raise AlreadyExists(f"{key[2]} already exists", status=409, reason="AlreadyExists")
-        return self.put(resource, body)
+        return self.put(resource, {**body, "metadata": {"namespace": namespace, **body["metadata"]}})
 
     async def json_patch(
         self, resource: Resource, namespace: str, name: str, operations: Sequence[Mapping[str, Any]]
@@ -176,9 +176,10 @@ class ApiServer:
         self._fail(subresource or "patch")
         self.calls.append((subresource or "patch", name))
         obj = await self.get(resource, namespace, name)
-        wanted_uid = body.get("metadata", {}).get("uid")
-        if wanted_uid and wanted_uid != obj["metadata"]["uid"]:
-            raise Conflict("uid mismatch", status=409)
+        for field in ("uid", "resourceVersion"):
+            wanted = body.get("metadata", {}).get(field)
+            if wanted and wanted != obj["metadata"][field]:
+                raise Conflict(f"{field} mismatch", status=409)
         _merge(obj, {subresource: body[subresource]} if subresource else body)
         self._store((resource.plural, namespace, name), obj, "MODIFIED")
         return await self.get(resource, namespace, name)

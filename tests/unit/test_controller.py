@@ -16,10 +16,21 @@ from voicepool import controller as controller_module
 from voicepool import queue as queue_module
 from voicepool.controller import Controller, ControllerSettings, PoolStore, budget_informer, pod_informer
 from voicepool.disruption import budget
-from voicepool.kube.api import BUDGETS, PODS, POOLS, Forbidden, Json, TooManyRequests, Unprocessable, Unreachable
+from voicepool.kube.api import (
+    BUDGETS,
+    EVENTS,
+    PODS,
+    POOLS,
+    Forbidden,
+    Json,
+    TooManyRequests,
+    Unprocessable,
+    Unreachable,
+)
 from voicepool.kube.convert import pool_from_json
 from voicepool.metrics import OperatorMetrics
 from voicepool.podspec import PodSettings
+from voicepool.recorder import EventRecorder
 
 KEY = ("calls", "demo")
 
@@ -68,6 +79,15 @@ class Running:
         statuses = [{"name": "agent", "ready": True}]
         self.server.change(PODS, name, status={"phase": "Running", "podIP": "10.0.0.1", "containerStatuses": statuses})
 
+    def failed(self, name: str) -> bool:
+        return bool(self.server.objects[("pods", "calls", name)].get("status", {}).get("phase") == "Failed")
+
+    def fail(self, name: str, words: str) -> None:
+        if not self.failed(name):
+            terminated = {"exitCode": 1, "message": words, "reason": "Error"}
+            statuses = [{"name": "agent", "ready": False, "state": {"terminated": terminated}}]
+            self.server.change(PODS, name, status={"phase": "Failed", "containerStatuses": statuses})
+
     def value(self, metric: str, **labels: str) -> float:
         return self.metrics.registry.get_sample_value(metric, labels) or 0.0
 
@@ -85,7 +105,7 @@ async def running(server: ApiServer, **settings: Any) -> AsyncIterator[Running]:
         metrics,
         lambda: server.now,
         ControllerSettings(**{"resync_seconds": 3600, **settings}),
-        budgets,
+        budgets=budgets,
     )
     informing = asyncio.create_task(pods.run())
     counting = asyncio.create_task(budgets.run())
@@ -186,7 +206,7 @@ async def test_a_name_that_is_taken_is_no_error(server: ApiServer) -> None:
         assert pool is not None
         second.pool_changed(pool)
         await second.reconcile(KEY)
-        second.queue.close()
+        second.queue.clear()
         assert len(server.names(PODS)) == 1
         assert it.value("voicepool_write_conflicts_total", operation="create") == 1
 
@@ -290,6 +310,149 @@ def test_the_store_keeps_the_newest_and_knows_its_own() -> None:
     assert list(store) == []
 
 
+async def test_where_the_lease_is_not_pools_are_followed_and_nothing_is_written(server: ApiServer) -> None:
+    put_pool(server)
+    metrics = OperatorMetrics(CollectorRegistry())
+    pods = pod_informer(server, None)
+    controller = Controller(server, pods, PoolStore(), PodSettings("key"), metrics, lambda: server.now)
+    tasks = [asyncio.create_task(pods.run()), asyncio.create_task(controller.watch())]
+    try:
+        await until(controller.pools_listed.is_set)
+        await asyncio.sleep(0.01)
+        assert server.calls == []
+        assert controller.pools_age_seconds() < 60
+        assert len(controller.queue) == 0
+
+        # It wins, loses, and wins again.
+        for count in (2, 3):
+            server.change(POOLS, "demo", spec={"replicas": count}, metadata={"generation": count})
+            pool = pool_from_json(server.objects[("voiceagentpools", "calls", "demo")])
+            assert pool is not None
+            controller.pool_changed(pool)
+            working = asyncio.create_task(controller.work())
+            await until(lambda count=count: len(server.names(PODS)) == count)
+            labels = {"namespace": "calls", "pool": "demo"}
+            assert metrics.registry.get_sample_value("voicepool_warm_target_pods", labels) == count
+            working.cancel()
+            await asyncio.gather(working, return_exceptions=True)
+            assert metrics.registry.get_sample_value("voicepool_warm_target_pods", labels) is None
+            before = list(server.calls)
+            server.vanish(PODS, server.names(PODS)[0])
+            await until(lambda count=count: len(pods) == count - 1)
+            await asyncio.sleep(0.01)
+            assert server.calls == before
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def test_who_does_not_hold_the_lease_any_more_takes_no_pool_up(server: ApiServer) -> None:
+    put_pool(server)
+    pods = pod_informer(server, None)
+    metrics = OperatorMetrics(CollectorRegistry())
+    asked: list[bool] = []
+
+    def may_write() -> bool:
+        asked.append(True)
+        return False
+
+    controller = Controller(
+        server, pods, PoolStore(), PodSettings("key"), metrics, lambda: server.now, may_write=may_write
+    )
+    tasks = [asyncio.create_task(pods.run()), asyncio.create_task(controller.run())]
+    try:
+        await until(lambda: asked)
+        await asyncio.sleep(0.01)
+        assert server.calls == []
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+@asynccontextmanager
+async def recording(server: ApiServer) -> AsyncIterator[Running]:
+    metrics = OperatorMetrics(CollectorRegistry())
+    pods = pod_informer(server, None)
+    recorder = EventRecorder(
+        server,
+        "operator-a",
+        lambda: server.now,
+        on_written=lambda outcome: metrics.events.labels(outcome).inc(),
+    )
+    controller = Controller(
+        server, pods, PoolStore(), PodSettings("key"), metrics, lambda: server.now, recorder=recorder
+    )
+    tasks = [asyncio.create_task(pods.run()), asyncio.create_task(controller.run())]
+    try:
+        yield Running(server, controller, metrics, tasks[1])
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def told(server: ApiServer) -> list[str]:
+    return [obj["reason"] for (plural, *_), obj in server.objects.items() if plural == EVENTS.plural]
+
+
+async def test_the_life_of_a_session_is_counted_and_its_loss_is_told(server: ApiServer) -> None:
+    put_pool(server)
+    async with recording(server) as it:
+        await until(lambda: len(server.names(PODS)) == 2)
+        names = server.names(PODS)
+        for name in names:
+            it.become_warm(name)
+        await until(lambda: told(server) == ["Ready"])
+        for name in names:
+            bound_at = {"voicepool.dev/bound-at": server.now.isoformat()}
+            server.change(PODS, name, metadata={"labels": {"voicepool.dev/state": "bound"}, "annotations": bound_at})
+        await until(lambda: len(server.names(PODS)) == 4)
+        summary = '{"session":"s","reason":"idle"}'
+        for name, code, message in ((names[0], 0, summary), (names[1], 137, None)):
+            terminated = {"exitCode": code, "message": message, "reason": "OOMKilled" if code else "Completed"}
+            statuses = [{"name": "agent", "ready": False, "state": {"terminated": terminated}}]
+            phase = "Failed" if code else "Succeeded"
+            server.change(PODS, name, status={"phase": phase, "containerStatuses": statuses})
+        await until(lambda: "SessionDropped" in told(server))
+        pool = {"namespace": "calls", "pool": "demo"}
+        assert it.value("voicepool_sessions_started_total", **pool) == 2
+        assert it.value("voicepool_sessions_ended_total", **pool, reason="idle") == 1
+        assert it.value("voicepool_sessions_dropped_total", **pool, reason="out-of-memory") == 1
+        assert it.value("voicepool_startup_seconds_count", **pool) == 2
+        assert it.value("voicepool_event_lag_seconds_count") == 2
+        assert it.value("voicepool_queue_age_seconds_count") > 0
+        assert told(server) == ["Ready", "SessionDropped"]
+
+
+async def test_an_event_that_cannot_be_written_stops_nothing(server: ApiServer) -> None:
+    put_pool(server)
+    async with recording(server) as it:
+        await until(lambda: len(server.names(PODS)) == 2)
+        server.failures["create"] = [Forbidden("events is forbidden", status=403)]
+        for name in server.names(PODS):
+            it.become_warm(name)
+        await until(lambda: it.value("voicepool_events_total", outcome="failed") == 1)
+        assert it.condition("Ready")["status"] == "True"
+        server.vanish(PODS, server.names(PODS)[0])
+        await until(lambda: len(server.names(PODS)) == 2)
+        assert told(server) == []
+
+
+async def test_starts_that_fail_are_told_with_the_agents_words(server: ApiServer) -> None:
+    put_pool(server, replicas=1)
+    async with recording(server) as it:
+        for _ in range(2):
+            await until(lambda: [n for n in server.names(PODS) if not it.failed(n)] != [])
+            for name in server.names(PODS):
+                it.fail(name, "GROQ_API_KEY is not set")
+        await until(lambda: it.condition("Stalled").get("status") == "True")
+        await until(lambda: {"StartFailed", "Stalled"} <= set(told(server)))
+        labels = {"namespace": "calls", "pool": "demo", "reason": "crashed"}
+        assert it.value("voicepool_start_failures_total", **labels) == 2
+
+
 async def test_a_recommendation_is_a_metric_too(server: ApiServer) -> None:
     put_pool(server, headroom={"schedules": [{"cron": "0 8 * * *", "warmPods": 7}]})
     async with running(server) as it:
@@ -362,7 +525,7 @@ class TestBudget:
 
     async def test_without_the_right_to_it_pools_are_filled_all_the_same(self, server: ApiServer) -> None:
         put_pool(server)
-        server.failures["create poddisruptionbudgets"] = [Forbidden("poddisruptionbudgets is forbidden", status=403)]
+        server.failures["create budget"] = [Forbidden("poddisruptionbudgets is forbidden", status=403)]
         async with running(server):
             await until(lambda: len(server.names(PODS)) == 2)
 

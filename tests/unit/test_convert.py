@@ -92,6 +92,14 @@ def test_an_unschedulable_pod_has_the_schedulers_words() -> None:
     assert (fact.waiting_reason, fact.message) == ("Unschedulable", "0/1 nodes")
 
 
+def test_the_pods_own_reason_for_its_end_goes_before_the_containers() -> None:
+    killed = {"exitCode": 137, "reason": "OOMKilled"}
+    assert pod(agent({"terminated": killed}), phase="Failed").end_reason == "OOMKilled"
+    evicted = pod(agent({"terminated": {"exitCode": 137, "reason": "Error"}}), phase="Failed", reason="Evicted")
+    assert evicted.end_reason == "Evicted"
+    assert pod(agent({"running": {}})).end_reason is None
+
+
 def test_a_failed_build_has_the_termination_message() -> None:
     terminated = {"exitCode": 1, "message": "GROQ_API_KEY is not set", "finishedAt": "2026-03-01T12:00:03Z"}
     fact = pod(agent({"terminated": terminated}), phase="Failed")

@@ -51,7 +51,7 @@ async def test_of_several_delays_the_shortest_counts() -> None:
     queue.add_after("a", 3600)
     assert await queue.get() == "a"
     queue.done("a")
-    queue.close()
+    queue.clear()
 
 
 async def test_failures_in_a_row_wait_longer_and_longer_until_one_succeeds() -> None:
@@ -64,4 +64,4 @@ async def test_failures_in_a_row_wait_longer_and_longer_until_one_succeeds() -> 
     assert queue.retry("a") == 30
     queue.succeeded("a")
     assert queue.retry("a") == 0.1
-    queue.close()
+    queue.clear()

@@ -42,6 +42,16 @@ def test_each_bad_variable_is_named_with_what_is_wrong() -> None:
     assert any(line.startswith("VOICEPOOL_WORKERS:") and "1" in line for line in lines)
 
 
+def test_a_lease_has_a_name_and_a_namespace_or_there_is_none() -> None:
+    lease = {"VOICEPOOL_LEASE_NAME": "voicepool-operator", "VOICEPOOL_LEASE_NAMESPACE": "voicepool"}
+    assert OperatorSettings.from_environment(KEY | lease).lease_name == "voicepool-operator"
+    assert OperatorSettings.from_environment(KEY).lease_name is None
+    for missing in lease:
+        half = {name: value for name, value in lease.items() if name != missing}
+        with pytest.raises(SettingsError, match=f"^{missing} must be set"):
+            OperatorSettings.from_environment(KEY | half)
+
+
 @pytest.mark.parametrize("model", [Settings, OperatorSettings, GatewaySettings])
 def test_every_setting_is_explained(model: type[Settings]) -> None:
     source = Path(__file__).parents[2] / "operator/src/voicepool/settings.py"

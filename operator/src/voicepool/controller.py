@@ -1,6 +1,7 @@
 """Does what ``plan()`` decided: takes a pool from the queue, plans, creates and deletes, writes the status.
 
-The only writer of the operator. Invariants: it decides nothing by itself; every delete carries the preconditions of its plan, and a create or
+The only writer of the operator; :meth:`Controller.watch` writes nothing and runs everywhere, :meth:`Controller.work` runs where the Lease is.
+Invariants: it decides nothing by itself; every delete carries the preconditions of its plan, and a create or
 delete that lost a race is dropped quietly, since the next look sees what happened; its own writes are in the pods' copy before the pool is
 planned again; the status is written only when it changed, and not more often than every :data:`STATUS_INTERVAL_SECONDS` for one pool.
 """
@@ -17,6 +18,7 @@ from typing import Any, TypeVar
 
 from voicepool.binding import drain_patch
 from voicepool.disruption import BudgetFact, budget, budget_change, budget_name, budget_spec
+from voicepool.events import Happening, Kind, Note, condition_notes, happenings, note_of, start_deadline_note
 from voicepool.kube.api import (
     BUDGETS,
     PODS,
@@ -38,6 +40,7 @@ from voicepool.model import LABEL_POOL, BindState, Disruption, PodFact, PoolFact
 from voicepool.plan import DeleteReason, Plan, PodCreate, PodDelete, Template, drain, expired, has_ended, plan
 from voicepool.podspec import PodSettings, build_pod, pod_name, template_hash
 from voicepool.queue import KeyedQueue
+from voicepool.recorder import EventRecorder
 
 logger = logging.getLogger(__name__)
 
@@ -71,9 +74,7 @@ def pod_informer(
     )
 
 
-def budget_informer(
-    api: KubeApi, namespace: str | None, *, on_list: Callable[[str], None] = lambda reason: None
-) -> Informer[BudgetFact]:
+def budget_informer(api: KubeApi, namespace: str | None) -> Informer[BudgetFact]:
     """The copy of all pools' PodDisruptionBudgets, with the index :data:`BY_POOL`."""
     return Informer(
         api,
@@ -82,7 +83,6 @@ def budget_informer(
         LABEL_POOL,
         budget_from_json,
         indexes={BY_POOL: lambda budget: (budget.namespace, budget.pool)},
-        on_list=on_list,
     )
 
 
@@ -159,6 +159,8 @@ class Controller:
         metrics: where to count.
         now: the time, with a time zone.
         settings: see there.
+        recorder: writes Events; None writes none.
+        may_write: asked before a pool is taken up; False leaves it alone, since somebody else works now.
         budgets: a running informer from :func:`budget_informer`; without it the pools get no PodDisruptionBudget.
     """
 
@@ -171,6 +173,8 @@ class Controller:
         metrics: OperatorMetrics,
         now: Callable[[], datetime],
         settings: ControllerSettings | None = None,
+        recorder: EventRecorder | None = None,
+        may_write: Callable[[], bool] = lambda: True,
         budgets: Informer[BudgetFact] | None = None,
     ) -> None:
         self.queue: KeyedQueue[Key] = KeyedQueue()
@@ -183,9 +187,15 @@ class Controller:
         self._metrics = metrics
         self._now = now
         self._settings = settings or ControllerSettings()
+        self._recorder = recorder
+        self._may_write = may_write
+        self._asked_for_at: dict[str, float] = {}
+        """Pods that are not warm yet, by uid, and when we asked for them."""
         self._verdicts: dict[Key, _Verdict] = {}
         self._status_written_at: dict[Key, float] = {}
         self._seen: set[Key] = set()
+        self._working = False
+        self._pools_listed_at = float("-inf")
         self._budgets = budgets
         pods.handlers.append(self._pod_changed)
         if budgets is not None:
@@ -194,45 +204,75 @@ class Controller:
     def pool_changed(self, pool: PoolFact) -> None:
         """A watch showed the pool."""
         if self._pools.apply(pool):
-            self.queue.add((pool.namespace, pool.name))
+            self._add((pool.namespace, pool.name))
 
     def pool_deleted(self, key: Key, uid: str) -> None:
         """A watch showed that the pool is gone."""
         if self._pools.remove(key, uid):
-            self.queue.add(key)
+            self._add(key)
 
     async def run(self) -> None:
-        """Work until cancelled. An error that nobody expected ends it: a process that fails openly is started again."""
-        await self._pods.synced.wait()
-        try:
-            async with asyncio.TaskGroup() as group:
-                group.create_task(self._resync())
-                if self._budgets is not None:
-                    group.create_task(self._when_budgets_are_known(self._budgets))
-                for _ in range(self._settings.workers):
-                    group.create_task(self._work())
-        finally:
-            self.queue.close()
+        """Watch and work until cancelled, for a process that is the only one."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.watch())
+            group.create_task(self.work())
 
-    async def _resync(self) -> None:
-        """Look at everything now and then, and drop pools whose deletion was missed."""
+    async def watch(self) -> None:
+        """Keep the pools' copy complete until cancelled: look at everything now and then, and drop pools whose deletion was missed."""
+        await self._pods.synced.wait()
         while True:
             try:
                 await self._list_pools()
             except KubeApiError as error:
                 logger.warning("listing pools failed, trying again", extra={"error": str(error)})
-            known = {(pool.namespace, pool.name) for pool in self._pools} | set(self._pods.values_of(BY_POOL))
-            if self._budgets is not None:
-                known |= set(self._budgets.values_of(BY_POOL))
-            for key in known:
-                self.queue.add(key)  # type: ignore[arg-type]
+            self._add_everything()
             await asyncio.sleep(self._settings.resync_seconds)
+
+    async def work(self) -> None:
+        """Do what the plans say until cancelled; may be called again after that.
+
+        An error that nobody expected ends it: a process that fails openly is started again.
+        """
+        await self._pods.synced.wait()
+        self._working = True
+        self._add_everything()
+        try:
+            async with asyncio.TaskGroup() as group:
+                if self._recorder is not None:
+                    group.create_task(self._recorder.run())
+                if self._budgets is not None:
+                    group.create_task(self._when_budgets_are_known(self._budgets))
+                for _ in range(self._settings.workers):
+                    group.create_task(self._work())
+        finally:
+            self._working = False
+            self.queue.clear()
+            # Whoever works now counts the pods.
+            for namespace, name in self._seen:
+                self._metrics.forget(namespace, name)
+            self._seen.clear()
+            self._asked_for_at.clear()
+
+    def pools_age_seconds(self) -> float:
+        """Seconds since the last complete list of pools; infinite before the first."""
+        return asyncio.get_running_loop().time() - self._pools_listed_at
 
     async def _when_budgets_are_known(self, budgets: Informer[BudgetFact]) -> None:
         """Pools are filled without waiting for it: missing rights to budgets must not cost any caller an agent."""
         await budgets.synced.wait()
-        for key in {(pool.namespace, pool.name) for pool in self._pools} | set(budgets.values_of(BY_POOL)):
-            self.queue.add(key)  # type: ignore[arg-type]
+        self._add_everything()
+
+    def _add_everything(self) -> None:
+        keys = {(pool.namespace, pool.name) for pool in self._pools} | set(self._pods.values_of(BY_POOL))
+        if self._budgets is not None:
+            keys |= set(self._budgets.values_of(BY_POOL))
+        for key in keys:
+            self._add(key)  # type: ignore[arg-type]
+
+    def _add(self, key: Key) -> None:
+        # Nobody would take it out again; whoever begins to work adds everything.
+        if self._working:
+            self.queue.add(key)
 
     async def _list_pools(self) -> None:
         found: list[PoolFact] = []
@@ -246,13 +286,19 @@ class Controller:
             if not token:
                 break
         for key in self._pools.replace(found, position):
-            self.queue.add(key)
+            self._add(key)
+        self._pools_listed_at = asyncio.get_running_loop().time()
         self.pools_listed.set()
 
     async def _work(self) -> None:
         while True:
             key = await self.queue.get()
+            if not self._may_write():
+                # Frozen for a while, say, and not told yet. The end of this task is on its way.
+                self.queue.done(key)
+                continue
             self._metrics.queued_pools.set(len(self.queue))
+            self._metrics.queue_age_seconds.observe(self.queue.waited_seconds(key))
             started = asyncio.get_running_loop().time()
             outcome = "ok"
             try:
@@ -340,6 +386,7 @@ class Controller:
     async def _create_all(self, pool: PoolFact, template: Template, creates: Sequence[PodCreate]) -> list[KubeApiError]:
         async def create(item: PodCreate) -> None:
             body = build_pod(pool, item.number, template.hash, self._pod_settings, start_attempt=item.start_attempt)
+            asked_at = asyncio.get_running_loop().time()
             try:
                 stored = await self._api.create(PODS, pool.namespace, body)
             except AlreadyExists:
@@ -352,6 +399,7 @@ class Controller:
                 )
                 raise
             self._metrics.creates.labels(pool.namespace, pool.name).inc()
+            self._asked_for_at[stored["metadata"]["uid"]] = asked_at
             self._pods.apply(stored)
 
         # As a ReplicaSet does: few at first, so that a pod which is refused is not refused a hundred times.
@@ -385,6 +433,11 @@ class Controller:
                 self._metrics.conflicts.labels("delete").inc()
                 return
             self._metrics.deletes.labels(namespace, pool, item.reason.value).inc()
+            if item.reason is DeleteReason.STARTUP_DEADLINE:
+                self._metrics.start_failures.labels(namespace, pool, "deadline").inc()
+                fact = self._pools.get((namespace, pool))
+                if fact is not None:
+                    self._tell(fact, start_deadline_note(item.name, fact.spec.startup.deadline_seconds))
             self._pods.update(namespace, item.name, item.uid, lambda pod: dataclasses.replace(pod, deleting=True))
 
         failures: list[KubeApiError] = []
@@ -418,6 +471,8 @@ class Controller:
             self._metrics.conflicts.labels("status").inc()
             return
         self._metrics.status_writes.labels(pool.namespace, pool.name).inc()
+        for note in condition_notes(pool.status, status):
+            self._tell(pool, note)
         newer = pool_from_json(stored)
         if newer is not None:
             self._pools.apply(newer)
@@ -520,12 +575,50 @@ class Controller:
         for one in (old, new):
             # Kubernetes counts pods in a budget's status, which makes a new version with every call.
             if one is not None and (old is None or new is None or old.as_wanted != new.as_wanted):
-                self.queue.add((one.namespace, one.pool))
+                self._add((one.namespace, one.pool))
 
     def _pod_changed(self, key: Key, old: PodFact | None, new: PodFact | None) -> None:
         for pod in (old, new):
             if pod is not None:
-                self.queue.add((pod.namespace, pod.pool))
+                self._add((pod.namespace, pod.pool))
+        if self._working:
+            for happening in happenings(old, new):
+                self._happened(happening)
+        if new is None and old is not None:
+            self._asked_for_at.pop(old.uid, None)
+
+    def _happened(self, happening: Happening) -> None:
+        pod = happening.pod
+        pool = (pod.namespace, pod.pool)
+        match happening.kind:
+            case Kind.BECAME_WARM:
+                asked_at = self._asked_for_at.pop(pod.uid, None)
+                seconds = (
+                    asyncio.get_running_loop().time() - asked_at
+                    if asked_at is not None
+                    else (self._now() - pod.created_at).total_seconds()
+                )
+                self._metrics.startup_seconds.labels(*pool).observe(max(0.0, seconds))
+            case Kind.SESSION_STARTED:
+                self._metrics.sessions_started.labels(*pool).inc()
+                if pod.bound_at is not None:
+                    self._metrics.event_lag_seconds.observe(max(0.0, (self._now() - pod.bound_at).total_seconds()))
+            case Kind.SESSION_ENDED:
+                self._metrics.sessions_ended.labels(*pool, happening.reason).inc()
+            case Kind.SESSION_DROPPED:
+                self._metrics.sessions_dropped.labels(*pool, happening.reason).inc()
+            case Kind.START_FAILED:
+                self._metrics.start_failures.labels(*pool, happening.reason).inc()
+            case Kind.WARM_POD_DIED:
+                self._metrics.warm_deaths.labels(*pool, happening.reason).inc()
+        note = note_of(happening)
+        fact = self._pools.get(pool)
+        if note is not None and fact is not None:
+            self._tell(fact, note)
+
+    def _tell(self, pool: PoolFact, note: Note) -> None:
+        if self._recorder is not None:
+            self._recorder.note(pool, note)
 
 
 async def _together(actions: Sequence[Awaitable[None]]) -> list[KubeApiError]:

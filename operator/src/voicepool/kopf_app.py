@@ -1,14 +1,18 @@
 """The operator process: kopf watches the pools, our informer the pods, the controller does the work, a small HTTP server tells how it goes.
 
 Invariants: this is the only module that knows kopf; kopf never writes to any object (no finalizer, no annotation, no Event), it only
-hands pools to the controller. Our own tasks start in kopf's startup and end in its cleanup, before kopf ends what is left. A task of
-ours that fails ends the process with an error, so that Kubernetes starts it again.
+hands pools to the controller. Every operator keeps its copies of pools and pods fresh, only the one that holds the Lease works on them. Our own
+tasks start in kopf's startup and end in its cleanup, before kopf ends what is left. A task of ours that fails ends the process with an error, so
+that Kubernetes starts it again.
 """
 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
+import socket
+import uuid
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,17 +27,21 @@ from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector,
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from voicepool.controller import Controller, ControllerSettings, PoolStore, budget_informer, pod_informer
+from voicepool.health import HealthFacts, HealthLimits, Verdict, liveness, readiness
 from voicepool.kube.client import AiohttpKubeApi, Connection, load_connection, make_session
 from voicepool.kube.convert import pool_from_json
+from voicepool.kube.lease import Election
 from voicepool.metrics import OperatorMetrics
 from voicepool.model import GROUP, PLURAL, VERSION
 from voicepool.podspec import PodSettings
+from voicepool.recorder import EventRecorder
 from voicepool.settings import OperatorSettings, SettingsError
 
 logger = logging.getLogger(__name__)
 
 EXIT_DEADLINE_SECONDS = 25.0
 """Kubernetes kills after 30 s."""
+LEASE_REQUEST_TIMEOUT_SECONDS = 5.0
 
 
 def read_public_key(path: Path) -> str:
@@ -74,8 +82,11 @@ class Operator:
         self._settings = settings
         self._connection = connection
         self._pod_settings = pod_settings
+        self._identity = settings.lease_identity or f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}"
         self._stop = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
+        self._election: Election | None = None
+        self._lease_api: AiohttpKubeApi | None = None
 
     async def run(self) -> None:
         """Work until :meth:`stop` or SIGTERM.
@@ -116,6 +127,7 @@ class Operator:
 
     async def _start(self, **_: Any) -> None:
         settings = self._settings
+        self._started_at = asyncio.get_running_loop().time()
         self._api = AiohttpKubeApi(
             make_session(self._connection, request_timeout_seconds=settings.request_timeout_seconds),
             silence_seconds=settings.watch_silence_seconds,
@@ -124,9 +136,7 @@ class Operator:
         self._pods = pod_informer(
             self._api, settings.namespace, on_list=lambda reason: self.metrics.lists.labels(reason).inc()
         )
-        self._budgets = budget_informer(
-            self._api, settings.namespace, on_list=lambda reason: self.metrics.lists.labels(reason).inc()
-        )
+        self._budgets = budget_informer(self._api, settings.namespace)
         self._controller = Controller(
             self._api,
             self._pods,
@@ -141,23 +151,60 @@ class Operator:
                 resync_seconds=settings.resync_seconds,
                 orphan_retention_seconds=settings.orphan_retention_seconds,
             ),
-            self._budgets,
+            recorder=EventRecorder(
+                self._api,
+                self._identity,
+                lambda: datetime.now(UTC),
+                on_written=lambda outcome: self.metrics.events.labels(outcome).inc(),
+            ),
+            may_write=lambda: self._election is None or self._election.leading(),
+            budgets=self._budgets,
         )
+        self._election = self._make_election()
         self._web = web.AppRunner(self._application(), access_log=None, shutdown_timeout=1)
         await self._web.setup()
         site = web.TCPSite(self._web, settings.health_host, settings.health_port)
         await site.start()
         host, port, *_rest = self._web.addresses[0]
         self.health_address = (host, port)
-        for name, work in (
-            ("pods", self._pods.run()),
-            ("budgets", self._budgets.run()),
-            ("controller", self._controller.run()),
-        ):
+        works = {
+            "pods": self._pods.run(),
+            "budgets": self._budgets.run(),
+            "pools": self._controller.watch(),
+            "work": self._work(),
+        }
+        for name, work in works.items():
             task = asyncio.create_task(work, name=f"voicepool-{name}")
             task.add_done_callback(self._ended)
             self._tasks.append(task)
         logger.info("operator started", extra={"server": self._connection.server, "port": port})
+
+    def _make_election(self) -> Election | None:
+        settings = self._settings
+        if settings.lease_name is None or settings.lease_namespace is None:
+            self.metrics.leading.set(1)
+            return None
+        # Connections of its own: a renewal must not wait behind a hundred creates.
+        self._lease_api = AiohttpKubeApi(
+            make_session(self._connection, request_timeout_seconds=LEASE_REQUEST_TIMEOUT_SECONDS, connections=2),
+            field_manager="voicepool-operator",
+        )
+        return Election(
+            self._lease_api,
+            settings.lease_namespace,
+            settings.lease_name,
+            self._identity,
+            on_change=self.metrics.leading.set,
+        )
+
+    async def _work(self) -> None:
+        if self._election is None:
+            await self._controller.work()
+        else:
+            # Who cannot work at once does not ask for it.
+            await self._pods.synced.wait()
+            await self._controller.pools_listed.wait()
+            await self._election.run(self._controller.work)
 
     async def _clean_up(self, **_: Any) -> None:
         # kopf waits 5 s for its own waiter of this flag.
@@ -167,6 +214,8 @@ class Operator:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._web.cleanup()
         await self._api.close()
+        if self._lease_api is not None:
+            await self._lease_api.close()
         logger.info("operator stopped")
 
     def _ended(self, task: asyncio.Task[None]) -> None:
@@ -185,16 +234,38 @@ class Operator:
         if pool is not None:
             self._controller.pool_changed(pool)
 
+    def _facts(self) -> HealthFacts:
+        election = self._election
+        facts = HealthFacts(
+            pods_listed=self._pods.synced.is_set(),
+            pods_silence_seconds=self._pods.silence_seconds(),
+            pools_listed=self._controller.pools_listed.is_set(),
+            pools_age_seconds=self._controller.pools_age_seconds(),
+            running_seconds=asyncio.get_running_loop().time() - self._started_at,
+        )
+        if election is None:
+            return facts
+        return dataclasses.replace(
+            facts,
+            lease_silence_seconds=election.silence_seconds(),
+            lease_error=election.error,
+            holder=election.holder,
+            leading=election.leading(),
+        )
+
     def _application(self) -> web.Application:
+        limits = HealthLimits(
+            watch_silence_seconds=self._settings.watch_silence_seconds, resync_seconds=self._settings.resync_seconds
+        )
+
+        def answer(verdict: Verdict) -> web.Response:
+            return web.Response(status=200 if verdict.good else 503, text=verdict.text())
+
         async def live(request: web.Request) -> web.Response:
-            return web.Response(text="ok\n")
+            return answer(liveness(self._facts(), limits))
 
         async def ready(request: web.Request) -> web.Response:
-            if not self._pods.synced.is_set():
-                return web.Response(status=503, text="the pods have not been listed yet\n")
-            if not self._controller.pools_listed.is_set():
-                return web.Response(status=503, text="the pools have not been listed yet\n")
-            return web.Response(text="ok\n")
+            return answer(readiness(self._facts(), limits))
 
         async def metrics(request: web.Request) -> web.Response:
             text = generate_latest(self.metrics.registry)

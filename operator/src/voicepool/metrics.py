@@ -7,6 +7,26 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 POD_STATES = ("starting", "warm", "bound", "ended", "failed", "leaving", "cold")
 
 DURATION_BUCKETS_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+STARTUP_BUCKETS_SECONDS = (
+    0.001,
+    0.01,
+    0.1,
+    0.25,
+    0.5,
+    0.75,
+    1.0,
+    1.5,
+    2.0,
+    3.0,
+    5.0,
+    7.5,
+    10.0,
+    20.0,
+    30.0,
+    60.0,
+    120.0,
+    300.0,
+)
 
 
 class OperatorMetrics:
@@ -47,6 +67,50 @@ class OperatorMetrics:
         )
         self.lists = Counter(
             "voicepool_informer_lists", "Full lists of pods, by reason.", ("reason",), registry=registry
+        )
+        self.queue_age_seconds = Histogram(
+            "voicepool_queue_age_seconds",
+            "How long a pool waited for a worker.",
+            buckets=DURATION_BUCKETS_SECONDS,
+            registry=registry,
+        )
+        self.event_lag_seconds = Histogram(
+            "voicepool_event_lag_seconds",
+            "From a bind, by the gateway's clock, to the operator's seeing it.",
+            buckets=DURATION_BUCKETS_SECONDS,
+            registry=registry,
+        )
+        self.startup_seconds = Histogram(
+            "voicepool_startup_seconds",
+            "From asking for a pod to its being warm.",
+            pool,
+            buckets=STARTUP_BUCKETS_SECONDS,
+            registry=registry,
+        )
+        self.start_failures = Counter(
+            "voicepool_start_failures", "Pods that failed before they were warm.", (*pool, "reason"), registry=registry
+        )
+        self.warm_deaths = Counter(
+            "voicepool_warm_pod_deaths", "Warm pods that ended by themselves.", (*pool, "reason"), registry=registry
+        )
+        self.sessions_started = Counter("voicepool_sessions_started", "Pods that were bound.", pool, registry=registry)
+        self.sessions_ended = Counter(
+            "voicepool_sessions_ended",
+            "Sessions that ended, by the reason in the agent's summary.",
+            (*pool, "reason"),
+            registry=registry,
+        )
+        self.sessions_dropped = Counter(
+            "voicepool_sessions_dropped",
+            "Sessions whose pod ended or vanished without a summary.",
+            (*pool, "reason"),
+            registry=registry,
+        )
+        self.events = Counter(
+            "voicepool_events", "Events on pools: written, failed, or dropped.", ("outcome",), registry=registry
+        )
+        self.leading = Gauge(
+            "voicepool_leading", "1 in the operator that works, 0 in one that stands by.", registry=registry
         )
         self.queued_pools = Gauge("voicepool_queued_pools", "Pools that wait for a worker.", registry=registry)
 

@@ -246,6 +246,8 @@ class PodFact:
     """Since when the pod's Ready condition has been True; None while it is not."""
     once_ready: bool = False
     """The pod is Ready or was so before: its start succeeded."""
+    end_reason: str | None = None
+    """The kubelet's one word for why the pod or its agent container ended: OOMKilled, Evicted, Error, ..."""
 
     @property
     def finished(self) -> bool:

@@ -33,6 +33,10 @@ class KeyedQueue(Generic[K]):
         self._again: set[K] = set()
         self._timers: dict[K, asyncio.TimerHandle] = {}
         self._failures: dict[K, int] = {}
+        self._added_at: dict[K, float] = {}
+        """Since when each key waits, also behind the worker that has it."""
+        self._waited: dict[K, float] = {}
+        """How long each key at work had waited."""
         self._wake = asyncio.Event()
 
     def __len__(self) -> int:
@@ -40,6 +44,7 @@ class KeyedQueue(Generic[K]):
 
     def add(self, key: K) -> None:
         """Hand the key out as soon as a worker is free."""
+        self._added_at.setdefault(key, asyncio.get_running_loop().time())
         if key in self._at_work:
             self._again.add(key)
         elif key not in self._known:
@@ -81,20 +86,27 @@ class KeyedQueue(Generic[K]):
         key = self._waiting.popleft()
         self._known.discard(key)
         self._at_work.add(key)
+        self._waited[key] = asyncio.get_running_loop().time() - self._added_at.pop(key)
         return key
+
+    def waited_seconds(self, key: K) -> float:
+        """How long a key that was handed out had waited for a worker."""
+        return self._waited[key]
 
     def done(self, key: K) -> None:
         """Give the key back."""
         self._at_work.discard(key)
+        self._waited.pop(key, None)
         if key in self._again:
             self._again.discard(key)
             self.add(key)
 
-    def close(self) -> None:
-        """Cancel all delays."""
+    def clear(self) -> None:
+        """Forget all keys, delays and failures; a key that a worker has stays with it until :meth:`done`."""
         for timer in self._timers.values():
             timer.cancel()
-        self._timers.clear()
+        for collection in (self._timers, self._failures, self._known, self._again, self._waiting, self._added_at):
+            collection.clear()
 
     def _due(self, key: K) -> None:
         self._timers.pop(key, None)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 PREFIX = "VOICEPOOL_"
 
@@ -59,6 +59,9 @@ class Settings(BaseModel):
         except ValidationError as error:
             lines = []
             for problem in error.errors(include_url=False):
+                if not problem["loc"]:
+                    lines.append(problem["msg"].removeprefix("Value error, "))
+                    continue
                 variable = PREFIX + str(problem["loc"][0]).upper()
                 found = "" if problem["type"] == "missing" else f" (it is {values.get(str(problem['loc'][0]))!r})"
                 lines.append(f"{variable}: {'must be set' if problem['type'] == 'missing' else problem['msg']}{found}")
@@ -82,6 +85,19 @@ class OperatorSettings(Settings):
     """Every pool is looked at this often, even if nothing seems to have happened."""
     orphan_retention_seconds: Annotated[int, Field(ge=0)] = 300
     """How long an ended pod is kept whose pool is gone."""
+    lease_name: str | None = None
+    """The Lease that one of several operators holds while it works. Default: none, this process is the only one."""
+    lease_namespace: str | None = None
+    """The namespace of the Lease. Must be set with its name."""
+    lease_identity: str | None = None
+    """This process's name in the Lease, different from every other's. Default: the host's name and something random."""
+
+    @model_validator(mode="after")
+    def _whole_lease(self) -> Self:
+        if (self.lease_name is None) != (self.lease_namespace is None):
+            missing = "LEASE_NAMESPACE" if self.lease_namespace is None else "LEASE_NAME"
+            raise ValueError(f"{PREFIX}{missing} must be set, since the other one of the two is")
+        return self
 
 
 class GatewaySettings(Settings):

@@ -449,17 +449,24 @@ class NativeCluster:
             *("buildah", "images", "--no-trunc", "--format", "{{.ID}}", image),
             do="build the image first, or give the file of an OCI archive",
         ).strip()
-        # The node also lists an image by the digest of its configuration, which is buildah's identifier.
-        images = self.images()
-        by_identifier = images.get("sha256:" + identifier.removeprefix("sha256:"))
-        if by_identifier is not None and by_identifier == images.get(image):
+        loaded = self._loaded()
+        if loaded.get(image) == identifier and image in self.images():
             return False
         with tempfile.TemporaryDirectory(dir=self.layout.data) as name:
+            # Not an OCI archive: buildah compresses its layers whatever it is told, which takes longer than all the rest.
             archive = Path(name) / "image.tar"
-            destination = f"oci-archive:{archive}:{image}"
-            run("buildah", "push", "--disable-compression", image, destination, deadline_seconds=600)
+            run("buildah", "push", image, f"docker-archive:{archive}:{image}", deadline_seconds=600)
             self.ctr("images", "import", str(archive))
+        self.layout.loaded.write_text(json.dumps({**self._loaded(), image: identifier}))
         return True
+
+    def _loaded(self) -> dict[str, str]:
+        """Which of buildah's images the node was given last, by name."""
+        try:
+            found: dict[str, str] = json.loads(self.layout.loaded.read_text())
+        except FileNotFoundError:
+            return {}
+        return found
 
     def component(self, name: str) -> Identity:
         """The process of a running component.

@@ -73,6 +73,11 @@ class Layout:
         return self.run / "network-namespace"
 
     @property
+    def loaded(self) -> Path:
+        """Which of buildah's images the node has, as JSON."""
+        return self.run / "loaded.json"
+
+    @property
     def containerd_state(self) -> Path:
         """Shims' bundles, sandboxes, the pods' network namespaces."""
         return self.run / "containerd"

@@ -98,6 +98,7 @@ class Resource:
 PODS = Resource("", "v1", "pods")
 BUDGETS = Resource("policy", "v1", "poddisruptionbudgets")
 EVENTS = Resource("events.k8s.io", "v1", "events")
+LEASES = Resource("coordination.k8s.io", "v1", "leases")
 SECRETS = Resource("", "v1", "secrets")
 POOLS = Resource("voicepool.dev", "v1alpha1", "voiceagentpools")
 
@@ -157,7 +158,7 @@ class KubeApi(Protocol):
     async def merge_patch(
         self, resource: Resource, namespace: str, name: str, body: Mapping[str, Any], *, subresource: str | None = None
     ) -> Json:
-        """Apply an RFC 7386 patch and return the object as stored."""
+        """Apply an RFC 7386 patch and return the object as stored; with a uid or resourceVersion in it, :class:`Conflict` for any other."""
         ...
 
     async def delete(

@@ -115,6 +115,8 @@ def pod_from_json(obj: Json) -> PodFact | None:
         not_ready_since=not_ready_since,
         ready_since=_ready_changed(status, "True"),
         once_ready=bool(agent.get("ready")) or _was_ready(not_ready_since, agent, terminated),
+        # The pod's reason says more where there is one: an evicted pod's container has a mere Error.
+        end_reason=status.get("reason") or (terminated or {}).get("reason"),
     )
 
 

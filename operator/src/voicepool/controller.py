@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
+import random
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -55,6 +56,7 @@ def pod_informer(
     *,
     on_list: Callable[[str], None] = lambda reason: None,
     indexes: dict[str, Callable[[PodFact], Any]] | None = None,
+    jitter: random.Random | None = None,
 ) -> Informer[PodFact]:
     """The copy of all agent pods, with the index :data:`BY_POOL` from (namespace, pool) to pods."""
     return Informer(
@@ -65,6 +67,7 @@ def pod_informer(
         pod_from_json,
         indexes={BY_POOL: lambda pod: (pod.namespace, pod.pool), **(indexes or {})},
         on_list=on_list,
+        jitter=jitter,
     )
 
 
@@ -141,6 +144,7 @@ class Controller:
         metrics: where to count.
         now: the time, with a time zone.
         settings: see there.
+        jitter: source of randomness for the back-off.
     """
 
     def __init__(
@@ -152,8 +156,10 @@ class Controller:
         metrics: OperatorMetrics,
         now: Callable[[], datetime],
         settings: ControllerSettings | None = None,
+        *,
+        jitter: random.Random | None = None,
     ) -> None:
-        self.queue: KeyedQueue[Key] = KeyedQueue()
+        self.queue: KeyedQueue[Key] = KeyedQueue(jitter)
         self.pools_listed = asyncio.Event()
         """Set after the first complete list of pools: from then on every pool is looked after."""
         self._api = api
@@ -196,7 +202,9 @@ class Controller:
                 await self._list_pools()
             except KubeApiError as error:
                 logger.warning("listing pools failed, trying again", extra={"error": str(error)})
-            for key in {(pool.namespace, pool.name) for pool in self._pools} | set(self._pods.values_of(BY_POOL)):
+            for pool in self._pools:
+                self.queue.add((pool.namespace, pool.name))
+            for key in self._pods.values_of(BY_POOL):
                 self.queue.add(key)  # type: ignore[arg-type]
             await asyncio.sleep(self._settings.resync_seconds)
 

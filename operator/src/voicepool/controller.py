@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
+import random
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -58,6 +59,7 @@ def pod_informer(
     *,
     on_list: Callable[[str], None] = lambda reason: None,
     indexes: dict[str, Callable[[PodFact], Any]] | None = None,
+    jitter: random.Random | None = None,
 ) -> Informer[PodFact]:
     """The copy of all agent pods, with the index :data:`BY_POOL` from (namespace, pool) to pods."""
     return Informer(
@@ -68,6 +70,7 @@ def pod_informer(
         pod_from_json,
         indexes={BY_POOL: lambda pod: (pod.namespace, pod.pool), **(indexes or {})},
         on_list=on_list,
+        jitter=jitter,
     )
 
 
@@ -146,6 +149,7 @@ class Controller:
         settings: see there.
         recorder: writes Events; None writes none.
         may_write: asked before a pool is taken up; False leaves it alone, since somebody else works now.
+        jitter: source of randomness for the back-off.
     """
 
     def __init__(
@@ -157,10 +161,12 @@ class Controller:
         metrics: OperatorMetrics,
         now: Callable[[], datetime],
         settings: ControllerSettings | None = None,
+        *,
         recorder: EventRecorder | None = None,
         may_write: Callable[[], bool] = lambda: True,
+        jitter: random.Random | None = None,
     ) -> None:
-        self.queue: KeyedQueue[Key] = KeyedQueue()
+        self.queue: KeyedQueue[Key] = KeyedQueue(jitter)
         self.pools_listed = asyncio.Event()
         """Set after the first complete list of pools: from then on every pool is looked after."""
         self._api = api
@@ -236,7 +242,9 @@ class Controller:
         return asyncio.get_running_loop().time() - self._pools_listed_at
 
     def _add_everything(self) -> None:
-        for key in {(pool.namespace, pool.name) for pool in self._pools} | set(self._pods.values_of(BY_POOL)):
+        for pool in self._pools:
+            self._add((pool.namespace, pool.name))
+        for key in self._pods.values_of(BY_POOL):
             self._add(key)  # type: ignore[arg-type]
 
     def _add(self, key: Key) -> None:

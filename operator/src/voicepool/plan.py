@@ -179,7 +179,9 @@ def plan(pool: PoolFact, pods: Iterable[PodFact], now: datetime, template: Templ
 
     failure = _Failure.of(groups, template, deadline)
     target = pool.spec.replicas
-    if target == 0:
+    possible = min(target, max(0, pool.spec.max_pods - len(groups.bound)))
+    if sum(pod.ready and pod.template_hash == template.hash for pod in groups.unbound) >= possible:
+        # Nothing is missing: a start that failed delays none, and its pod would stay for good.
         failure = None
     for pod in (*groups.failed, *groups.late):
         if failure is None or pod is not failure.pod:
@@ -211,7 +213,8 @@ def plan(pool: PoolFact, pods: Iterable[PodFact], now: datetime, template: Templ
     created = min(wanted, room)
     if created < wanted:
         reasons.append(f"{wanted - created} more would pass maxPods {pool.spec.max_pods}")
-    if created and failure is not None and failure.pod in groups.late:
+    if wanted and failure is not None and failure.pod in groups.late:
+        # Also where there is no room: the place that it holds is the one that its successor needs.
         delete(failure.pod, DeleteReason.STARTUP_DEADLINE)
     creates = tuple(PodCreate(number, attempt) for number in _free_numbers(pool.name, template.hash, all_pods, created))
 

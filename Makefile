@@ -1,5 +1,5 @@
 # Every target is one line; what it does is in the file that it calls.
-.PHONY: help setup check test unit demo demo-down images cluster cluster-down crds requirements
+.PHONY: help setup check test unit sim demo demo-down images cluster cluster-down crds requirements
 
 help: ## show the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
@@ -14,6 +14,9 @@ check: .venv/ready ## format, lint, types, layers: what a commit must pass
 
 unit: .venv/ready ## the tests that need no cluster
 	@tests/run unit
+
+sim: .venv/ready ## play SEEDS simulated stories (200 unless told)
+	@.venv/bin/python -m tests.sim --seeds $(or $(SEEDS),200)
 
 test: .venv/ready ## everything that CI runs
 	@tests/run all

@@ -192,6 +192,19 @@ class TestFailing:
         assert len(decided.creates) == 1
         assert by_name(decided, late.name).reason is DeleteReason.STARTUP_DEADLINE
 
+    def test_a_failed_pod_goes_when_nothing_is_missing(self) -> None:
+        made = plan(pool(replicas=1), [warm(0, age_seconds=60), failed(1)], NOW, TEMPLATE)
+        assert deleted_names(made) == ["demo-aaaaaaaa-1"]
+
+    def test_a_late_pod_goes_when_nothing_is_missing(self) -> None:
+        made = plan(pool(replicas=1), [warm(0, age_seconds=600), pod(1, age_seconds=300)], NOW, TEMPLATE)
+        assert deleted_names(made) == ["demo-aaaaaaaa-1"]
+
+    def test_a_late_pod_makes_room_for_its_successor(self) -> None:
+        made = plan(pool(replicas=2, max_pods=2), [warm(0, age_seconds=600), pod(1, age_seconds=300)], NOW, TEMPLATE)
+        assert deleted_names(made) == ["demo-aaaaaaaa-1"]
+        assert not made.creates
+
     def test_a_starting_pod_is_looked_at_again_at_its_deadline(self) -> None:
         assert plan(pool(), [pod(0, age_seconds=100)], NOW, TEMPLATE).requeue_after_seconds == pytest.approx(20)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
+import random
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -61,6 +62,7 @@ def pod_informer(
     *,
     on_list: Callable[[str], None] = lambda reason: None,
     indexes: dict[str, Callable[[PodFact], Any]] | None = None,
+    jitter: random.Random | None = None,
 ) -> Informer[PodFact]:
     """The copy of all agent pods, with the index :data:`BY_POOL` from (namespace, pool) to pods."""
     return Informer(
@@ -71,6 +73,7 @@ def pod_informer(
         pod_from_json,
         indexes={BY_POOL: lambda pod: (pod.namespace, pod.pool), **(indexes or {})},
         on_list=on_list,
+        jitter=jitter,
     )
 
 
@@ -161,6 +164,7 @@ class Controller:
         settings: see there.
         recorder: writes Events; None writes none.
         may_write: asked before a pool is taken up; False leaves it alone, since somebody else works now.
+        jitter: source of randomness for the back-off.
         budgets: a running informer from :func:`budget_informer`; without it the pools get no PodDisruptionBudget.
     """
 
@@ -173,11 +177,13 @@ class Controller:
         metrics: OperatorMetrics,
         now: Callable[[], datetime],
         settings: ControllerSettings | None = None,
+        *,
         recorder: EventRecorder | None = None,
         may_write: Callable[[], bool] = lambda: True,
+        jitter: random.Random | None = None,
         budgets: Informer[BudgetFact] | None = None,
     ) -> None:
-        self.queue: KeyedQueue[Key] = KeyedQueue()
+        self.queue: KeyedQueue[Key] = KeyedQueue(jitter)
         self.pools_listed = asyncio.Event()
         """Set after the first complete list of pools: from then on every pool is looked after."""
         self._api = api
@@ -263,10 +269,11 @@ class Controller:
         self._add_everything()
 
     def _add_everything(self) -> None:
-        keys = {(pool.namespace, pool.name) for pool in self._pools} | set(self._pods.values_of(BY_POOL))
-        if self._budgets is not None:
-            keys |= set(self._budgets.values_of(BY_POOL))
-        for key in keys:
+        for pool in self._pools:
+            self._add((pool.namespace, pool.name))
+        for key in self._pods.values_of(BY_POOL):
+            self._add(key)  # type: ignore[arg-type]
+        for key in self._budgets.values_of(BY_POOL) if self._budgets is not None else ():
             self._add(key)  # type: ignore[arg-type]
 
     def _add(self, key: Key) -> None:

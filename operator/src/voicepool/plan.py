@@ -188,7 +188,10 @@ def plan(pool: PoolFact, pods: Iterable[PodFact], now: datetime, template: Templ
             timers.at(_late_at(pod, deadline))
 
     failure = _Failure.of(groups, template, deadline)
-    if target == 0:
+    possible = min(target, max(0, pool.spec.max_pods - len(groups.bound)))
+    counting = [pod for pod in groups.unbound if pod.template_hash == template.hash or not steps.rolling]
+    if sum(pod.ready for pod in counting) >= possible:
+        # Nothing is missing: a start that failed delays none, and its pod would stay for good.
         failure = None
     for pod in (*groups.failed, *groups.late):
         if failure is None or pod is not failure.pod:
@@ -220,7 +223,8 @@ def plan(pool: PoolFact, pods: Iterable[PodFact], now: datetime, template: Templ
     created = min(wanted, room)
     if created < wanted:
         reasons.append(f"{wanted - created} more would pass maxPods {pool.spec.max_pods}")
-    if created and failure is not None and failure.pod in groups.late:
+    if wanted and failure is not None and failure.pod in groups.late:
+        # Also where there is no room: the place that it holds is the one that its successor needs.
         delete(failure.pod, DeleteReason.STARTUP_DEADLINE)
     creates = tuple(PodCreate(number, attempt) for number in _free_numbers(pool.name, template.hash, all_pods, created))
 

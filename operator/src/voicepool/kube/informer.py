@@ -100,7 +100,7 @@ class Informer(Generic[T]):
         self._on_list = on_list
         self._jitter = jitter or random.Random()
         self._entries: dict[Key, _Entry[T]] = {}
-        self._indexes: dict[str, dict[Hashable, set[Key]]] = {name: {} for name in self._index_functions}
+        self._indexes: dict[str, dict[Hashable, dict[Key, None]]] = {name: {} for name in self._index_functions}
         self._position = 0
         self._last_contact: float | None = None
 
@@ -117,7 +117,7 @@ class Informer(Generic[T]):
         return entry.value if entry else None
 
     def by(self, index: str, value: Hashable) -> list[T]:
-        """All facts for which the index's function returned ``value``."""
+        """All facts for which the index's function returned ``value``, in the same order in every process that saw the same."""
         return [self._entries[key].value for key in self._indexes[index].get(value, ())]
 
     def values_of(self, index: str) -> list[Hashable]:
@@ -277,7 +277,7 @@ class Informer(Generic[T]):
             self._unindex(key, old.value)
         self._entries[key] = entry
         for name, function in self._index_functions.items():
-            self._indexes[name].setdefault(function(entry.value), set()).add(key)
+            self._indexes[name].setdefault(function(entry.value), {})[key] = None
         self._tell(key, old.value if old else None, entry.value)
 
     def _drop(self, key: Key) -> None:
@@ -290,7 +290,7 @@ class Informer(Generic[T]):
             index = self._indexes[name]
             indexed = function(value)
             keys = index[indexed]
-            keys.discard(key)
+            keys.pop(key, None)
             if not keys:
                 del index[indexed]
 

@@ -1,0 +1,89 @@
+"""Seeds that are played on every run, crashes at every single call, and bugs that have to be found."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from .mutants import MUTANTS
+from .server import Fate
+from .stories import gateway_crash, operator_crash, play
+from .world import World
+
+SEEDS = 160
+GROUP = 20
+MUTANT_SEEDS = {"delete": 40, "bind": 40, "replace": 120}
+"""How many seeds it may take to find each of them."""
+CRASHES = (Fate.CRASH_BEFORE, Fate.CRASH_AFTER)
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> Iterator[None]:
+    logging.disable(logging.CRITICAL)
+    yield
+    logging.disable(logging.NOTSET)
+
+
+@pytest.mark.parametrize("first", range(0, SEEDS, GROUP))
+def test_whatever_happens_every_invariant_holds(first: int) -> None:
+    for seed in range(first, first + GROUP):
+        problems = play(seed).problems
+        assert not problems, f"seed {seed}; its story: python -m tests.sim --seed {seed}\n{problems[0]}"
+
+
+@pytest.mark.parametrize("mutant", sorted(MUTANT_SEEDS))
+def test_a_bug_that_is_built_in_is_found(mutant: str) -> None:
+    with MUTANTS[mutant]():
+        assert any(play(seed).problems for seed in range(MUTANT_SEEDS[mutant]))
+
+
+def test_one_seed_is_one_story_in_every_process() -> None:
+    stories = [
+        subprocess.run(
+            [sys.executable, "-m", "tests.sim", "--seed", "5"],
+            env={**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": os.pathsep.join(sys.path)},
+            check=True,
+            capture_output=True,
+        ).stdout
+        for hash_seed in ("1", "2")
+    ]
+    assert stories[0] == stories[1]
+    assert b"all well" in stories[0]
+
+
+@pytest.mark.parametrize("fate", CRASHES)
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(lambda world: world.change_pool(replicas=5), id="scale-up"),
+        pytest.param(lambda world: world.change_pool(replicas=1), id="scale-down"),
+        pytest.param(lambda world: world.new_image(2), id="rollout"),
+        pytest.param(lambda world: world.delete_pool(), id="delete"),
+    ],
+)
+def test_an_operator_that_dies_at_any_call_of_a_reconcile_goes_on_from_there(
+    change: Callable[[World], None], fate: Fate
+) -> None:
+    assert _every_call(lambda call: operator_crash(call, fate, change)) > 0
+
+
+@pytest.mark.parametrize("fate", CRASHES)
+@pytest.mark.parametrize("policy", ["Queue", "ColdStart"])
+def test_a_gateway_that_dies_at_any_call_of_a_start_leaves_the_session_one_agent(policy: str, fate: Fate) -> None:
+    assert _every_call(lambda call: gateway_crash(call, fate, policy)) > 2
+
+
+def _every_call(story: Callable[[int], Callable[[World], object]]) -> int:
+    """Play a story once for each call at which a process can die; returns how many there are."""
+    call = 0
+    while True:
+        world = play(call, story(call))  # type: ignore[arg-type]
+        assert not world.problems, f"dies at call {call}: {world.problems[0]}\n" + "\n".join(world.story)
+        if world.uncrashed:
+            return call
+        call += 1

@@ -122,6 +122,8 @@ class World:
         self.callers: dict[str, Call] = {}
         self.gateways: dict[str, Gateway] = {}
         self.processes: dict[str, Process] = {}
+        self.clock_was_wrong = False
+        """An operator's clock was far from the API server's: then each new pod is past its deadline at once, and is replaced without end."""
         self.leaks = 0
         """Bound pods at the end to whose agents the session never came."""
         self.uncrashed = False
@@ -489,7 +491,7 @@ class World:
         operators = [name for name in self.processes if name.startswith("operator")]
         ours = sum(self.server.writes[name] for name in operators)
         others = sum(self.server.writes.values()) - ours
-        if len(operators) == 1 and ours > 2 * others + WRITES_WITHOUT_CAUSE:
+        if len(operators) == 1 and not self.clock_was_wrong and ours > 2 * others + WRITES_WITHOUT_CAUSE:
             self.wrong(f"{operators[0]} wrote {ours} times, while {others} writes of others gave it reason to")
 
     def _warm(self) -> bool:

@@ -46,6 +46,8 @@ SETTLING_SECONDS = 4000.0
 LAST_CALL_SECONDS = 300.0
 QUIET_SECONDS = 2 * 3600.0
 MOST_REPLICAS = 5
+WRITES_WITHOUT_CAUSE = 50
+"""Deadlines and back-offs pass without a write of anybody's."""
 
 _KEY = Ed25519PrivateKey.from_private_bytes(b"voicepool simulation, 32 bytes. ")
 POD_SETTINGS = PodSettings(_KEY.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode())
@@ -120,6 +122,8 @@ class World:
         self.callers: dict[str, Call] = {}
         self.gateways: dict[str, Gateway] = {}
         self.processes: dict[str, Process] = {}
+        self.clock_was_wrong = False
+        """An operator's clock was far from the API server's: then each new pod is past its deadline at once, and is replaced without end."""
         self.leaks = 0
         """Bound pods at the end to whose agents the session never came."""
         self.uncrashed = False
@@ -473,6 +477,7 @@ class World:
             for fact in filter(None, map(pod_from_json, self.server.all(PODS)))
             if (agent := self.cluster.agents.get(fact.uid)) is not None
         )
+        self._check_no_storm()
         self.tell("world", "from here on nobody has a reason to write")
         revision = self.server.revision
         await asyncio.sleep(quiet_seconds)
@@ -480,6 +485,14 @@ class World:
         # A pod that reaches its deadline is news, and is written down.
         if since and since[0].actor in self.processes:
             self.wrong(f"{since[0].actor} wrote to a settled pool")
+
+    def _check_no_storm(self) -> None:
+        """One operator writes about as often as something happens; two whose views differ write against each other, once a second."""
+        operators = [name for name in self.processes if name.startswith("operator")]
+        ours = sum(self.server.writes[name] for name in operators)
+        others = sum(self.server.writes.values()) - ours
+        if len(operators) == 1 and not self.clock_was_wrong and ours > 2 * others + WRITES_WITHOUT_CAUSE:
+            self.wrong(f"{operators[0]} wrote {ours} times, while {others} writes of others gave it reason to")
 
     def _warm(self) -> bool:
         return any(fact.ready for fact in map(pod_from_json, self.server.all(PODS)) if fact and not fact.session)

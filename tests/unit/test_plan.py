@@ -361,6 +361,11 @@ class TestEndedAndColdStarts:
         lost = bound(0, phase="Failed", bound_at=NOW - timedelta(seconds=301))
         assert deleted_names(plan(pool(replicas=0), [lost], NOW, TEMPLATE)) == [lost.name]
 
+    def test_a_cold_start_that_failed_takes_no_place_from_a_pod_that_was_created_in_it(self) -> None:
+        others = [failed(0, cold_start="session-1"), bound(1)]
+        assert len(plan(pool(replicas=1, max_pods=2), others, NOW, TEMPLATE).creates) == 1
+        assert not plan(pool(replicas=1, max_pods=2), [*others, pod(2)], NOW, TEMPLATE).deletes
+
     def test_a_cold_start_is_neither_counted_nor_a_victim(self) -> None:
         decided = plan(pool(replicas=1), [warm(0, cold_start="session-1")], NOW, TEMPLATE)
         assert len(decided.creates) == 1

@@ -398,7 +398,7 @@ def _victims(
 ) -> list[tuple[PodFact, DeleteReason]]:
     """Unbound pods that have to go: too many, or of an old template and no longer needed."""
     # Also where maxPods has been lowered: sessions keep their pods, unbound ones give way.
-    ceiling = max(0, pool.spec.max_pods - len(groups.bound) - len(groups.cold))
+    ceiling = max(0, pool.spec.max_pods - len(groups.bound) - sum(not pod.finished for pod in groups.cold))
     target = min(wanted, ceiling)
     ordered = _cheapest_first(pool.spec.placement, groups, template)
     old = [pod for pod in ordered if pod.template_hash != template.hash]

@@ -143,6 +143,10 @@ class Allocator:
             return
         # One that waits for its own cold start does not hold up those behind it.
         for waiter in list(queue):
+            if waiter.future.done():
+                # Its caller has given up in this very moment, and has not run since to leave the queue.
+                queue.remove(waiter)
+                continue
             pod = self._reserve(key, waiter.session_id, waiter.only_uid)
             if pod is not None:
                 queue.remove(waiter)

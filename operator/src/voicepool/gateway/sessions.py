@@ -56,7 +56,7 @@ from voicepool.kube.api import (
     Unprocessable,
     Unreachable,
 )
-from voicepool.model import LABEL_SESSION, BindState, PodFact, PoolFact
+from voicepool.model import ANNOTATION_BOUND_BY, LABEL_SESSION, BindState, PodFact, PoolFact
 
 log = logging.getLogger("voicepool.gateway")
 
@@ -503,13 +503,19 @@ class Sessions:
             raise
 
     async def _ours(self, pod: PodFact, request: StartRequest) -> PodFact | None:
+        """The pod as it is now, if this gateway bound it to the session.
+
+        The session alone does not tell: another gateway that was asked for the same one prefers the same pod.
+        """
         try:
-            fact = self._pod_fact(await self._kube.get(PODS, pod.namespace, pod.name))
+            stored = await self._kube.get(PODS, pod.namespace, pod.name)
         except KubeApiError:
             return None
-        if fact is not None and fact.uid == pod.uid and fact.session == request.session_id:
-            return fact
-        return None
+        fact = self._pod_fact(stored)
+        bound_by = (stored["metadata"].get("annotations") or {}).get(ANNOTATION_BOUND_BY)
+        if fact is None or fact.uid != pod.uid or fact.session != request.session_id or bound_by != self._identity:
+            return None
+        return fact
 
     async def _undo_unknown_bind(self, pod: PodFact, request: StartRequest) -> None:
         await asyncio.sleep(_SETTLE_SECONDS)

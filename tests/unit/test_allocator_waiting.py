@@ -1,0 +1,26 @@
+"""Who waits for a pod, and who has just stopped waiting."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+
+from tests.unit.facts import warm
+
+from voicepool.gateway.allocator import Allocator
+from voicepool.gateway.view import ClusterView
+
+KEY = ("calls", "demo")
+
+
+async def test_a_pod_that_comes_in_the_moment_in_which_a_caller_gives_up_is_for_the_next() -> None:
+    view = ClusterView()
+    allocator = Allocator(view, monotonic=lambda: 0.0)
+    first = asyncio.create_task(allocator.wait(KEY, "session-1"))
+    second = asyncio.create_task(allocator.wait(KEY, "session-2"))
+    await asyncio.sleep(0)
+    first.cancel()
+    pod = dataclasses.replace(warm(0), agent_status_index=0)
+    view.pod_seen(pod)
+    assert await second == pod
+    assert first.cancelled() or first.cancelling()

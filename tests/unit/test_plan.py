@@ -645,12 +645,19 @@ class TestProperties:
         unbound = [entry for entry in pods if entry.state is BindState.WARM and not entry.finished]
         busy = live(pods) - len(unbound)
         assert len(unbound) == min(of.spec.replicas, max(0, of.spec.max_pods - busy))
-        if of.spec.update_strategy.type == "RollingUpdate":
-            assert {entry.template_hash for entry in unbound} <= {TEMPLATE.hash}
         final = plan(of, pods, now, TEMPLATE)
         assert not final.creates
         assert not final.deletes
+        if live(pods) >= of.spec.max_pods and any(is_failed_start(entry) for entry in pods):
+            # A start of the new template failed, and a second one would take a warm pod's place: what callers have stays.
+            return
+        if of.spec.update_strategy.type == "RollingUpdate":
+            assert {entry.template_hash for entry in unbound} <= {TEMPLATE.hash}
         assert (condition(final, "Ready") or {})["status"] == "True"
+
+
+def is_failed_start(entry: PodFact) -> bool:
+    return entry.state is BindState.WARM and entry.finished and entry.template_hash == TEMPLATE.hash
 
 
 def warm_now(entry: PodFact) -> PodFact:

@@ -279,7 +279,7 @@ def test_what_is_uninstalled_leaves_the_definition_and_no_right_behind(release: 
     [
         ("operator", ("create", "pods"), True),
         ("operator", ("delete", "pods"), True),
-        ("operator", ("patch", "pods"), False),
+        ("operator", ("patch", "pods"), True),
         ("operator", ("patch", "voiceagentpools", "--subresource=status"), True),
         ("operator", ("patch", "voiceagentpools"), False),
         ("operator", ("get", "secrets"), False),

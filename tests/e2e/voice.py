@@ -32,7 +32,9 @@ def _recogniser() -> WhisperModel:
 def speak(text: str) -> tuple[bytes, int]:
     """16-bit samples of a text, and their rate."""
     voice = _voice()
-    return b"".join(chunk.audio_int16_bytes for chunk in voice.synthesize(text, WITHOUT_NOISE)), voice.config.sample_rate
+    return b"".join(
+        chunk.audio_int16_bytes for chunk in voice.synthesize(text, WITHOUT_NOISE)
+    ), voice.config.sample_rate
 
 
 def transcribe(pcm16: bytes) -> str:

@@ -9,8 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.cluster.errors import ClusterError
+from tests.cluster.native.locks import locked
 from tests.cluster.progress import Progress
 
+_APT_GET_DEADLINE_SECONDS = 600
+_LOCK = Path("/run/lock/voicepool-packages.lock")
+"""apt-get waits for others who install, but not for others who update their lists, and images and node are made side by side."""
 CNI_FOLDERS = (Path("/usr/lib/cni"), Path("/opt/cni/bin"))
 _NEEDED = {
     "containerd": "containerd",
@@ -50,8 +54,8 @@ def install_missing(progress: Progress) -> None:
     install(progress, missing, 20)
 
 
-def install(progress: Progress, packages: list[str], expected_seconds: float) -> None:
-    """Installs Debian packages, with apt-get.
+def install(progress: Progress, packages: list[str], expected_seconds: float, *, lock: Path = _LOCK) -> None:
+    """Installs Debian packages, with apt-get; one caller after the other.
 
     Raises:
         ClusterError: there is no apt-get, or it failed.
@@ -61,7 +65,10 @@ def install(progress: Progress, packages: list[str], expected_seconds: float) ->
             f"these are missing, and there is no apt-get to install them: {' '.join(packages)}",
             "install their counterparts of this distribution and run the same command again",
         )
-    with progress.step(f"installing Debian packages: {' '.join(packages)}", expected_seconds):
+    with (
+        locked(lock, 2 * _APT_GET_DEADLINE_SECONDS),
+        progress.step(f"installing Debian packages: {' '.join(packages)}", expected_seconds),
+    ):
         _apt_get("update")
         _apt_get("install", "--yes", "--no-install-recommends", *packages)
 
@@ -75,7 +82,7 @@ def _apt_get(*arguments: str) -> None:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=600,
+            timeout=_APT_GET_DEADLINE_SECONDS,
             check=False,
         )
     except subprocess.TimeoutExpired:

@@ -11,6 +11,7 @@ import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -34,6 +35,10 @@ from tests.e2e.deployment import (
     load,
     secret_values,
 )
+
+from voicepool.binding import active_deadline_seconds, bind_patch, is_candidate
+from voicepool.kube.convert import pod_from_json
+from voicepool.model import Disruption
 
 pytestmark = pytest.mark.cluster
 
@@ -371,6 +376,57 @@ async def test_a_call_goes_on_when_every_gateway_is_killed(
     await asyncio.to_thread(deployment.wait_until_ready, pool)
     answer = await deployment.start(pool)
     assert answer.status == 200
+
+
+def bind_as_a_gateway_that_dies(deployment: Deployment, pool: str) -> str:
+    """Binds a pod of the pool and delivers nothing; its name."""
+    found = next(pod for pod in map(pod_from_json, deployment.pods_of(pool)) if pod is not None and is_candidate(pod))
+    now = datetime.now(UTC)
+    operations = bind_patch(
+        found,
+        session_id="undelivered",
+        room="undelivered",
+        bound_at=now,
+        bound_by="a gateway that died",
+        active_deadline_seconds=active_deadline_seconds(found, 600, now),
+        disruption=Disruption.NEVER,
+        drain_seconds=0,
+    )
+    deployment.cluster.kubectl("patch", "pod", found.name, "--type=json", "--patch", json.dumps(operations))
+    return found.name
+
+
+async def test_a_bind_that_nobody_delivered_is_undone_and_a_call_is_not_also_while_the_kubelet_stands_still(
+    deployment: Deployment, make_pool: MakePool
+) -> None:
+    try:
+        kubelet = deployment.cluster.component_pid("kubelet")
+    except ClusterError as error:
+        pytest.skip(f"the kubelet cannot be stopped here: {error}")
+    pool = await make_pool("undelivered", light(), replicas=2)
+    left = await asyncio.to_thread(bind_as_a_gateway_that_dies, deployment, pool)
+
+    def deleted() -> list[Json]:
+        return [pod for pod in deployment.pods_of(pool) if "deletionTimestamp" in pod["metadata"]]
+
+    async with call(deployment, pool) as conversation:
+        await conversation.listen()
+        # From now on both pods are Ready and bound for all that the API server knows, and only their agents know more.
+        os.kill(kubelet, signal.SIGSTOP)
+        try:
+            gone = await until("the pod without a session to be deleted", deleted, deadline_seconds=120)
+            # By then the other one has been asked as well: it was bound a moment later.
+            await asyncio.sleep(10)
+            pods = await asyncio.to_thread(deleted)
+        finally:
+            os.kill(kubelet, signal.SIGCONT)
+        assert {pod["metadata"]["name"] for pod in (*gone, *pods)} == {left}
+        pod = await asyncio.to_thread(deployment.pod_of_session, conversation.session.session_id)
+        assert pod["status"]["phase"] == "Running"
+    events = await asyncio.to_thread(
+        deployment.cluster.kubectl, "get", "events", "--field-selector", "reason=SessionUndelivered", "--output", "name"
+    )
+    assert events.strip()
 
 
 # Many at once

@@ -15,7 +15,8 @@ from typing import Any
 
 import jwt
 
-from voicepool.gateway.delivery import Accepted, AgentStatus, Courier, NotReached, Outcome, Refused, Unknown
+from voicepool.agents import AgentStatus
+from voicepool.gateway.delivery import Accepted, Courier, NotReached, Outcome, Refused, Unknown
 from voicepool.gateway.livekit import LiveKitServer
 from voicepool.kube.api import PODS, Json
 from voicepool.model import AGENT_CONTAINER, PodFact

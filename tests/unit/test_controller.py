@@ -424,6 +424,18 @@ async def test_the_life_of_a_session_is_counted_and_its_loss_is_told(server: Api
         assert it.value("voicepool_event_lag_seconds_count") == 2
         assert it.value("voicepool_queue_age_seconds_count") > 0
         assert told(server) == ["Ready", "SessionDropped"]
+        counts = {"started": 2, "ended": 1, "dropped": 1, "undelivered": 0}
+        await until(lambda: it.status().get("sessions") == counts)
+
+
+async def test_sessions_are_counted_on_from_what_another_operator_wrote(server: ApiServer) -> None:
+    put_pool(server)
+    server.change(POOLS, "demo", status={"sessions": {"started": 40, "ended": 39, "dropped": 1}})
+    async with running(server) as it:
+        await until(lambda: len(server.names(PODS)) == 2)
+        server.change(PODS, server.names(PODS)[0], metadata={"labels": {"voicepool.dev/state": "bound"}})
+        counts = {"started": 41, "ended": 39, "dropped": 1, "undelivered": 0}
+        await until(lambda: it.status().get("sessions") == counts)
 
 
 async def test_an_event_that_cannot_be_written_stops_nothing(server: ApiServer) -> None:

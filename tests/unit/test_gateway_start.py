@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ import pytest
 from tests.unit.fakes import POOL, pod_status
 from tests.unit.gateways import API_KEY, AUTHORIZED, LIVEKIT_SECRET, World, world
 
+from voicepool.binding import DELIVERY_DEADLINE_SECONDS
+from voicepool.gateway import sessions as sessions_module
 from voicepool.kube.api import PODS, POOLS, Unreachable
 
 LABEL = "voicepool.dev/session"
@@ -222,6 +224,44 @@ async def test_an_ended_session_does_not_get_a_second_agent(here: World) -> None
     here.kube.edit(PODS, started["agent"]["pod"], {"status": {"phase": "Succeeded"}})
     answer = await gateway.start(sessionId="once")
     assert (answer.status_code, answer.json()["code"]) == (409, "SESSION_ENDED")
+
+
+def bound_before(here: World, name: str, session_id: str, seconds: float) -> None:
+    """What a gateway leaves behind that died between bind and delivery."""
+    labels = {"voicepool.dev/state": "bound", LABEL: session_id}
+    at = (datetime.now(UTC) - timedelta(seconds=seconds)).isoformat()
+    annotations = {"voicepool.dev/bound-at": at, "voicepool.dev/bound-by": "gone"}
+    here.kube.edit(PODS, name, {"metadata": {"labels": labels, "annotations": annotations}})
+
+
+async def test_a_session_whose_gateway_died_before_it_delivered_gets_another_agent(here: World) -> None:
+    here.pool()
+    left, other = here.pods(2)
+    bound_before(here, left, "once", DELIVERY_DEADLINE_SECONDS + 5)
+    answer = await (await here.gateway()).start(sessionId="once")
+    assert (answer.status_code, answer.json()["agent"]["pod"]) == (200, other)
+    assert [pod["metadata"]["name"] for pod in here.kube.bound()] == [other]
+
+
+async def test_a_session_that_another_gateway_may_still_deliver_is_waited_for(here: World) -> None:
+    here.pool()
+    left, _other = here.pods(2)
+    bound_before(here, left, "once", DELIVERY_DEADLINE_SECONDS - 5)
+    answer = await (await here.gateway(start_deadline_seconds=0.5)).start(sessionId="once")
+    assert (answer.status_code, answer.json()["code"]) == (504, "DEADLINE_PASSED")
+    assert [pod["metadata"]["name"] for pod in here.kube.bound()] == [left]
+
+
+async def test_no_assignment_outlives_the_time_in_which_a_bind_must_be_delivered(
+    here: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sessions_module, "DELIVERY_DEADLINE_SECONDS", 3.0)
+    here.pool()
+    (name,) = here.pods(1)
+    await (await here.gateway()).start()
+    (order,) = here.agents.of(name).claims
+    bound_at = datetime.fromisoformat(here.kube.pod(name)["metadata"]["annotations"]["voicepool.dev/bound-at"])
+    assert order["exp"] <= bound_at.timestamp() + 3.0
 
 
 async def test_with_livekit_down_nothing_is_bound(here: World) -> None:

@@ -12,11 +12,13 @@ import asyncio
 import dataclasses
 import logging
 import random
+from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, TypeVar
 
+from voicepool.agents import AgentStatus
 from voicepool.binding import drain_patch
 from voicepool.disruption import BudgetFact, budget, budget_change, budget_name, budget_spec
 from voicepool.events import Happening, Kind, Note, condition_notes, happenings, note_of, start_deadline_note
@@ -41,6 +43,7 @@ from voicepool.model import LABEL_POOL, BindState, Disruption, PodFact, PoolFact
 from voicepool.plan import DeleteReason, Plan, PodCreate, PodDelete, Template, drain, expired, has_ended, plan
 from voicepool.podspec import PodSettings, build_pod, pod_name, template_hash
 from voicepool.queue import KeyedQueue
+from voicepool.reaper import Reaper
 from voicepool.recorder import EventRecorder
 
 logger = logging.getLogger(__name__)
@@ -53,6 +56,8 @@ TEMPLATE_RECHECK_SECONDS = 15.0
 SLOW_START_FIRST = 2
 UNBOUND_GRACE_SECONDS = 30
 """No call runs in a pod that is deleted here, or one whose time is up, so the grace that a call would need does not apply."""
+SESSION_COUNTS = ("started", "ended", "dropped", "undelivered")
+"""The fields of ``status.sessions``."""
 BY_POOL = "pool"
 
 
@@ -166,6 +171,7 @@ class Controller:
         may_write: asked before a pool is taken up; False leaves it alone, since somebody else works now.
         jitter: source of randomness for the back-off.
         budgets: a running informer from :func:`budget_informer`; without it the pools get no PodDisruptionBudget.
+        ask_agent: asks the agent of a pod, None when it cannot be asked; without it a bind that was never delivered is not found.
     """
 
     def __init__(
@@ -182,6 +188,7 @@ class Controller:
         may_write: Callable[[], bool] = lambda: True,
         jitter: random.Random | None = None,
         budgets: Informer[BudgetFact] | None = None,
+        ask_agent: Callable[[PodFact], Awaitable[AgentStatus | None]] | None = None,
     ) -> None:
         self.queue: KeyedQueue[Key] = KeyedQueue(jitter)
         self.pools_listed = asyncio.Event()
@@ -203,7 +210,14 @@ class Controller:
         self._working = False
         self._pools_listed_at = float("-inf")
         self._budgets = budgets
+        self._reaper = Reaper(pods, ask_agent, self._reap) if ask_agent is not None else None
+        self._sessions: defaultdict[Key, Counter[str]] = defaultdict(Counter)
+        """What happened to sessions of a pool and is not in its status yet."""
+        self._reaped: set[str] = set()
+        """Pods by uid whose agent never got its session, and which we delete."""
         pods.handlers.append(self._pod_changed)
+        if self._reaper is not None:
+            pods.handlers.append(self._reaper.pod_changed)
         if budgets is not None:
             budgets.handlers.append(self._budget_changed)
 
@@ -248,6 +262,8 @@ class Controller:
                     group.create_task(self._recorder.run())
                 if self._budgets is not None:
                     group.create_task(self._when_budgets_are_known(self._budgets))
+                if self._reaper is not None:
+                    group.create_task(self._reaper.run())
                 for _ in range(self._settings.workers):
                     group.create_task(self._work())
         finally:
@@ -258,6 +274,7 @@ class Controller:
                 self._metrics.forget(namespace, name)
             self._seen.clear()
             self._asked_for_at.clear()
+            self._sessions.clear()
 
     def pools_age_seconds(self) -> float:
         """Seconds since the last complete list of pools; infinite before the first."""
@@ -437,6 +454,7 @@ class Controller:
                 return
             except Conflict:
                 # It was bound, or has changed: whatever it is now, the next look decides anew.
+                self._reaped.discard(item.uid)
                 self._metrics.conflicts.labels("delete").inc()
                 return
             self._metrics.deletes.labels(namespace, pool, item.reason.value).inc()
@@ -453,8 +471,27 @@ class Controller:
             failures += await _together([delete(item) for item in deletes[position : position + size]])
         return failures
 
+    async def _reap(self, pod: PodFact) -> None:
+        """Delete a bound pod whose agent never got its session, in this version of it.
+
+        Raises:
+            KubeApiError: that did not work.
+        """
+        if not self._may_write():
+            return
+        # The watch may show the end before the delete is answered.
+        self._reaped.add(pod.uid)
+        item = PodDelete(pod.name, pod.uid, pod.resource_version, DeleteReason.UNDELIVERED)
+        failures = await self._delete_all(pod.namespace, pod.pool, [item])
+        if failures:
+            raise failures[0]
+
     async def _write_status(self, pool: PoolFact, status: Json) -> None:
         key = (pool.namespace, pool.name)
+        counted = Counter(self._sessions[key])
+        if counted:
+            before = pool.status.get("sessions") or {}
+            status = {**status, "sessions": {word: before.get(word, 0) + counted[word] for word in SESSION_COUNTS}}
         if all(pool.status.get(field) == value for field, value in status.items()):
             return
         time = asyncio.get_running_loop().time()
@@ -478,6 +515,7 @@ class Controller:
             self._metrics.conflicts.labels("status").inc()
             return
         self._metrics.status_writes.labels(pool.namespace, pool.name).inc()
+        self._sessions[key] -= counted
         for note in condition_notes(pool.status, status):
             self._tell(pool, note)
         newer = pool_from_json(stored)
@@ -491,6 +529,7 @@ class Controller:
             self._seen.discard(key)
             self._verdicts.pop(key, None)
             self._status_written_at.pop(key, None)
+            self._sessions.pop(key, None)
             self._metrics.forget(namespace, name)
         pods = self._pods.by(BY_POOL, key)
         ended = [pod for pod in pods if has_ended(pod)]
@@ -593,10 +632,16 @@ class Controller:
                 self._happened(happening)
         if new is None and old is not None:
             self._asked_for_at.pop(old.uid, None)
+            self._reaped.discard(old.uid)
 
     def _happened(self, happening: Happening) -> None:
         pod = happening.pod
         pool = (pod.namespace, pod.pool)
+        if pod.uid in self._reaped and happening.kind in (Kind.SESSION_ENDED, Kind.SESSION_DROPPED):
+            # Nobody was in it: neither a call that ended nor one that was lost.
+            self._sessions[pool]["undelivered"] += 1
+            self._metrics.sessions_ended.labels(*pool, DeleteReason.UNDELIVERED.value).inc()
+            happening = dataclasses.replace(happening, kind=Kind.SESSION_UNDELIVERED)
         match happening.kind:
             case Kind.BECAME_WARM:
                 asked_at = self._asked_for_at.pop(pod.uid, None)
@@ -607,12 +652,15 @@ class Controller:
                 )
                 self._metrics.startup_seconds.labels(*pool).observe(max(0.0, seconds))
             case Kind.SESSION_STARTED:
+                self._sessions[pool]["started"] += 1
                 self._metrics.sessions_started.labels(*pool).inc()
                 if pod.bound_at is not None:
                     self._metrics.event_lag_seconds.observe(max(0.0, (self._now() - pod.bound_at).total_seconds()))
             case Kind.SESSION_ENDED:
+                self._sessions[pool]["ended"] += 1
                 self._metrics.sessions_ended.labels(*pool, happening.reason).inc()
             case Kind.SESSION_DROPPED:
+                self._sessions[pool]["dropped"] += 1
                 self._metrics.sessions_dropped.labels(*pool, happening.reason).inc()
             case Kind.START_FAILED:
                 self._metrics.start_failures.labels(*pool, happening.reason).inc()

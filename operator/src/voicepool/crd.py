@@ -250,6 +250,16 @@ def _status_schema() -> Schema:
             "updatedReplicas": count("Number of unbound pods of the current template."),
             "recommendedReplicas": count("How many pods spec.headroom recommends to keep warm."),
             "failedReplicas": count("Number of unbound pods that ended, or were not Ready in time."),
+            "sessions": {
+                "type": "object",
+                "description": "Sessions since the pool was made, as the operators at work saw them; metrics tell the reasons.",
+                "properties": {
+                    "started": count("Pods that were bound."),
+                    "ended": count("Sessions that ended with their agent's summary."),
+                    "dropped": count("Sessions whose pod ended or vanished without one."),
+                    "undelivered": count("Binds whose gateway died before their agent got the session."),
+                },
+            },
             "selector": {"type": "string", "description": "Label selector of the unbound pods."},
             "templateHash": {"type": "string", "description": "Names the current template in pod names and labels."},
             "image": {"type": "string", "description": "The image of the container agent."},

@@ -60,6 +60,8 @@ class Kind(StrEnum):
     SESSION_STARTED = "session_started"
     SESSION_ENDED = "session_ended"
     SESSION_DROPPED = "session_dropped"
+    SESSION_UNDELIVERED = "session_undelivered"
+    """The operator deleted a bound pod whose agent never got its session; told by whoever deleted it, not by two looks."""
     START_FAILED = "start_failed"
     WARM_POD_DIED = "warm_pod_died"
 
@@ -147,6 +149,9 @@ def note_of(happening: Happening) -> Note | None:
         case Kind.SESSION_DROPPED:
             message = f"Session {pod.session} was dropped with pod {pod.name} ({happening.reason}{code}){ending}"
             return Note("Warning", "SessionDropped", "Serve", message)
+        case Kind.SESSION_UNDELIVERED:
+            message = f"Session {pod.session} never reached its agent in pod {pod.name}, which is deleted; no caller was in it"
+            return Note("Warning", "SessionUndelivered", "Serve", message)
         case Kind.START_FAILED:
             message = f"Pod {pod.name} failed to start ({happening.reason}{code}){ending}"
             return Note("Warning", "StartFailed", "Start", message)

@@ -26,6 +26,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
+from voicepool.agents import ask, make_agent_session
 from voicepool.controller import Controller, ControllerSettings, PoolStore, budget_informer, pod_informer
 from voicepool.health import HealthFacts, HealthLimits, Verdict, liveness, readiness
 from voicepool.kube.client import AiohttpKubeApi, Connection, load_connection, make_session
@@ -42,6 +43,7 @@ logger = logging.getLogger(__name__)
 EXIT_DEADLINE_SECONDS = 25.0
 """Kubernetes kills after 30 s."""
 LEASE_REQUEST_TIMEOUT_SECONDS = 5.0
+AGENT_TIMEOUT_SECONDS = 5.0
 
 
 def read_public_key(path: Path) -> str:
@@ -137,6 +139,7 @@ class Operator:
             self._api, settings.namespace, on_list=lambda reason: self.metrics.lists.labels(reason).inc()
         )
         self._budgets = budget_informer(self._api, settings.namespace)
+        self._agents = make_agent_session()
         self._controller = Controller(
             self._api,
             self._pods,
@@ -159,6 +162,9 @@ class Operator:
             ),
             may_write=lambda: self._election is None or self._election.leading(),
             budgets=self._budgets,
+            ask_agent=lambda pod: ask(
+                self._agents, pod, timeout_seconds=AGENT_TIMEOUT_SECONDS, connect_seconds=AGENT_TIMEOUT_SECONDS
+            ),
         )
         self._election = self._make_election()
         self._web = web.AppRunner(self._application(), access_log=None, shutdown_timeout=1)
@@ -214,6 +220,7 @@ class Operator:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._web.cleanup()
         await self._api.close()
+        await self._agents.close()
         if self._lease_api is not None:
             await self._lease_api.close()
         logger.info("operator stopped")

@@ -56,6 +56,7 @@ class DeleteReason(StrEnum):
     COLD_START_UNUSED = "cold_start_unused"
     ENDED = "ended"
     DRAINED = "drained"
+    UNDELIVERED = "undelivered"
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Any
 
 import aiohttp
 
+from voicepool.agents import AgentStatus, agent_url, ask
 from voicepool.model import PodFact
 
 
@@ -40,25 +40,11 @@ class Unknown:
 Outcome = Accepted | Refused | NotReached | Unknown
 
 
-@dataclass(frozen=True, slots=True)
-class AgentStatus:
-    """An agent's own words about itself."""
-
-    state: str
-    """starting, parked, accepted, joined or ending."""
-    session_id: str | None
-    pod_uid: str | None
-
-    def has(self, session_id: str) -> bool:
-        """Whether the agent has taken this session."""
-        return self.session_id == session_id and self.state in ("accepted", "joined")
-
-
 class Courier:
     """Talks to agents.
 
     Args:
-        http: a session that keeps no connections (each pod is bound once) and follows no redirects.
+        http: from :func:`~voicepool.agents.make_agent_session`.
         port: the agents' port.
         bind_timeout_seconds: for one order.
         status_timeout_seconds: for one question.
@@ -96,7 +82,11 @@ class Courier:
         headers = {"Content-Type": "application/jwt"}
         try:
             async with self._http.post(
-                self._url(pod, path), data=order.encode(), headers=headers, timeout=timeout, allow_redirects=False
+                agent_url(pod, path, self._port),
+                data=order.encode(),
+                headers=headers,
+                timeout=timeout,
+                allow_redirects=False,
             ) as answer:
                 if answer.status in (200, 202):
                     return Accepted()
@@ -111,24 +101,14 @@ class Courier:
             return Unknown()
 
     async def _status(self, pod: PodFact, query: dict[str, str], timeout_seconds: float) -> AgentStatus | None:
-        timeout = aiohttp.ClientTimeout(total=timeout_seconds, sock_connect=self._status_timeout_seconds)
-        try:
-            async with self._http.get(
-                self._url(pod, "/status"), params=query, timeout=timeout, allow_redirects=False
-            ) as answer:
-                if answer.status != 200:
-                    return None
-                words: Any = json.loads(await answer.content.read(64 * 1024))
-        except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
-            return None
-        if not isinstance(words, dict) or words.get("pod_uid") != pod.uid:
-            # The address has been given to another pod since.
-            return None
-        return AgentStatus(state=str(words.get("state")), session_id=words.get("session"), pod_uid=words["pod_uid"])
-
-    def _url(self, pod: PodFact, path: str) -> str:
-        host = f"[{pod.pod_ip}]" if pod.pod_ip and ":" in pod.pod_ip else pod.pod_ip
-        return f"http://{host}:{self._port}{path}"
+        return await ask(
+            self._http,
+            pod,
+            timeout_seconds=timeout_seconds,
+            connect_seconds=self._status_timeout_seconds,
+            port=self._port,
+            query=query,
+        )
 
 
 def _code(body: bytes, status: int) -> str:

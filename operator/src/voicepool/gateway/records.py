@@ -6,8 +6,8 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
+from voicepool.agents import AgentStatus
 from voicepool.binding import is_candidate, timestamp
-from voicepool.gateway.delivery import AgentStatus
 from voicepool.gateway.view import ClusterView, PoolKey, is_live
 from voicepool.model import BindState, PodFact
 

@@ -14,6 +14,7 @@ import aiohttp
 import uvicorn
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from voicepool.agents import make_agent_session
 from voicepool.gateway.allocator import Allocator
 from voicepool.gateway.app import create_app
 from voicepool.gateway.assignments import Signer
@@ -108,7 +109,7 @@ async def running(
     pools.handlers.append(_pool_handler(view))
     pods.handlers.append(_pod_handler(view))
     # Each pod is bound once: a kept connection would only be in the way.
-    agents = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, force_close=True), trust_env=False)
+    agents = make_agent_session()
     livekit = aiohttp.ClientSession(
         timeout=aiohttp.ClientTimeout(total=options.livekit_timeout_seconds), trust_env=False
     )

@@ -3,9 +3,9 @@
 Invariants:
 
 * A session is given to another pod only after the agent before it refused, was never reached, or the assignment that it was sent has expired.
-* A pod that was bound here and whose agent certainly never took the session is deleted, with preconditions on uid and resourceVersion. One that
-  cannot
-  be asked is left alone: its deadline, its probes and the operator decide.
+* No assignment is good for longer than `DELIVERY_DEADLINE_SECONDS` after the bind, also one from a gateway that was frozen before it signed.
+* A pod whose agent certainly never took the session is deleted, with preconditions on uid and resourceVersion. One that cannot be asked is left
+  alone: its deadline, its probes and the operator decide.
 * Every wait has a limit; a request that fails or whose caller has gone leaves no reservation, no place in the queue, and no bound pod behind.
 * Of the requests with one session id, one at a time works here; against other gateways the API server's consistent lists decide (see `_rival`).
 """
@@ -15,15 +15,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Collection, Coroutine, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
-from voicepool.binding import active_deadline_seconds, bind_patch, is_candidate
+from voicepool.agents import AgentStatus
+from voicepool.binding import DELIVERY_DEADLINE_SECONDS, active_deadline_seconds, bind_patch, is_candidate
 from voicepool.gateway.allocator import Allocator
 from voicepool.gateway.assignments import Assignment, Signer
-from voicepool.gateway.delivery import Accepted, AgentStatus, Courier, NotReached, Refused, Unknown
+from voicepool.gateway.delivery import Accepted, Courier, NotReached, Refused, Unknown
 from voicepool.gateway.errors import (
     AgentsRefused,
     AgentUnreachable,
@@ -270,7 +271,7 @@ class Sessions:
             while True:
                 if request.keyed:
                     async with asyncio.timeout_at(deadline):
-                        known = await self._known(request, server, mine)
+                        known = await self._known(request, mine)
                     if known is not None:
                         return answer(known)
                 waited = loop.time()
@@ -534,7 +535,9 @@ class Sessions:
         session
         twice is harmless there). Only past the expiry, from which on agent and LiveKit server refuse it, is the session free for another pod.
         """
-        expires_at = self._now() + timedelta(seconds=self._options.assignment_seconds)
+        expires_at = min(
+            self._now() + timedelta(seconds=self._options.assignment_seconds), _last_delivery(hold.pod, self._now())
+        )
         while True:
             hold.sent_until = expires_at
             match await self._courier.bind(hold.pod, self._order(hold.pod, request, server, room, expires_at)):
@@ -702,12 +705,11 @@ class Sessions:
         self._gave_up(held.pod, request, "yielded" if deleted else "left")
         await self._pause()
 
-    async def _known(self, request: StartRequest, server: LiveKitServer, mine: Collection[str]) -> PodFact | None:
+    async def _known(self, request: StartRequest, mine: set[str]) -> PodFact | None:
         """The pod whose agent has this session already; None when there is none and a new one may be bound.
 
-        Waits while another gateway is about to deliver. A pod whose gateway died between bind and delivery is brought the assignment from here once
-        that
-        gateway's own can no longer arrive.
+        Waits while another gateway is about to deliver. A pod whose gateway died between bind and delivery is deleted once that gateway's own
+        assignment can no longer arrive.
 
         Raises:
             SessionEnded: it had its agent and is over.
@@ -730,29 +732,23 @@ class Sessions:
             for pod, status in zip(live, statuses, strict=True):
                 if status is not None and status.has(request.session_id):
                     return pod
-            if all(status is not None and status.state == "ending" for status in statuses):
+            if all(status is not None and status.state == "ending" and status.session_id for status in statuses):
                 raise SessionEnded(
                     f"The session {request.session_id} is ending; start a new one with another id or Idempotency-Key."
                 )
-            orphan = self._orphan(live, statuses)
-            if orphan is not None:
-                room = orphan.room or room_name(request.namespace, request.pool, request.session_id)
-                if await self._deliver(_Hold(orphan), request, server, room) is None:
-                    return orphan
+            for pod in self._undelivered(live, statuses):
+                if await self._delete_undelivered(pod, request):
+                    mine.add(pod.uid)
+                    self._gave_up(pod, request, "deleted")
             await self._pause()
 
-    def _orphan(self, live: Sequence[PodFact], statuses: Sequence[AgentStatus | None]) -> PodFact | None:
-        """The one pod to deliver to in another gateway's place: its agent is parked, and the other's assignment has expired."""
-        if any(status is None or status.state != "parked" for status in statuses):
-            return None
-        # Its gateway delivers, yields and gives up within this time, or not at all.
-        age = timedelta(
-            seconds=self._options.start_deadline_seconds + 2 * self._options.assignment_seconds + _SETTLE_SECONDS
-        )
-        old = [
-            pod for pod in live if not pod.deleting and pod.bound_at is not None and self._now() - pod.bound_at > age
-        ]
-        return min(old, key=lambda pod: pod.uid) if len(old) == len(live) else None
+    def _undelivered(self, live: Sequence[PodFact], statuses: Sequence[AgentStatus | None]) -> Iterator[PodFact]:
+        """The pods that another gateway bound and will never deliver to: their agents are parked, and no assignment for them can be good."""
+        for pod, status in zip(live, statuses, strict=True):
+            if status is not None and status.state == "parked" and not pod.deleting and pod.bound_at is not None:
+                settled_at = _last_delivery(pod, pod.bound_at) + timedelta(seconds=_SETTLE_SECONDS)
+                if self._now() > settled_at:
+                    yield pod
 
     # -- later -------------------------------------------------------------------------------------------------------------------
 
@@ -850,6 +846,11 @@ class Sessions:
 
     async def _pause(self) -> None:
         await asyncio.sleep(0.05 + 0.2 * self._jitter())
+
+
+def _last_delivery(pod: PodFact, otherwise: datetime) -> datetime:
+    """Until when an assignment for a bound pod may be good."""
+    return (pod.bound_at or otherwise) + timedelta(seconds=DELIVERY_DEADLINE_SECONDS)
 
 
 def room_name(namespace: str, pool: str, session_id: str) -> str:

@@ -77,7 +77,8 @@ class Running:
 
     def become_warm(self, name: str) -> None:
         statuses = [{"name": "agent", "ready": True}]
-        self.server.change(PODS, name, status={"phase": "Running", "podIP": "10.0.0.1", "containerStatuses": statuses})
+        status = {"phase": "Running", "podIP": "10.0.0.1", "startTime": self.server.now.isoformat()}
+        self.server.change(PODS, name, status={**status, "containerStatuses": statuses})
 
     def failed(self, name: str) -> bool:
         return bool(self.server.objects[("pods", "calls", name)].get("status", {}).get("phase") == "Failed")
@@ -421,6 +422,7 @@ async def test_the_life_of_a_session_is_counted_and_its_loss_is_told(server: Api
         assert it.value("voicepool_sessions_ended_total", **pool, reason="idle") == 1
         assert it.value("voicepool_sessions_dropped_total", **pool, reason="out-of-memory") == 1
         assert it.value("voicepool_startup_seconds_count", **pool) == 2
+        assert it.value("voicepool_startup_phase_seconds_count", **pool, phase="scheduling") == 2
         assert it.value("voicepool_event_lag_seconds_count") == 2
         assert it.value("voicepool_queue_age_seconds_count") > 0
         assert told(server) == ["Ready", "SessionDropped"]

@@ -66,6 +66,7 @@ def test_a_warm_pod() -> None:
     assert fact.not_ready_since is None
     assert fact.ready_since == datetime(2026, 3, 1, 12, 0, 5, tzinfo=UTC)
     assert fact.once_ready
+    assert fact.agent_started_at is not None
     assert not fact.finished
     assert (fact.waiting_reason, fact.message, fact.exit_code) == (None, None, None)
 

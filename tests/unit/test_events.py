@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -21,6 +21,7 @@ from voicepool.events import (
     happenings,
     note_of,
     start_deadline_note,
+    startup_phases_seconds,
 )
 from voicepool.kube.api import EVENTS, Forbidden, Json
 from voicepool.model import PodFact
@@ -47,6 +48,19 @@ class TestHappenings:
     def test_a_pod_becomes_warm_once(self) -> None:
         assert kinds(pod(0), warm(0)) == [(Kind.BECAME_WARM, "")]
         assert kinds(warm(0, ready=False), warm(0)) == []
+
+    def test_a_start_has_phases_as_far_as_kubernetes_tells_them(self) -> None:
+        def at(seconds: float) -> datetime:
+            return NOW + timedelta(seconds=seconds)
+
+        whole = warm(0, created_at=NOW, started_at=at(1), agent_started_at=at(3), ready_since=at(7))
+        assert startup_phases_seconds(whole) == {"scheduling": 1, "containers": 2, "agent": 4}
+        assert startup_phases_seconds(replace(whole, agent_started_at=None)) == {"scheduling": 1}
+        assert startup_phases_seconds(replace(whole, created_at=at(2))) == {
+            "scheduling": 0,
+            "containers": 2,
+            "agent": 4,
+        }
 
     def test_a_bind_starts_a_session(self) -> None:
         assert kinds(warm(0), bound(0)) == [(Kind.SESSION_STARTED, "")]

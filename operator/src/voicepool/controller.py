@@ -21,7 +21,16 @@ from typing import Any, TypeVar
 from voicepool.agents import AgentStatus
 from voicepool.binding import drain_patch
 from voicepool.disruption import BudgetFact, budget, budget_change, budget_name, budget_spec
-from voicepool.events import Happening, Kind, Note, condition_notes, happenings, note_of, start_deadline_note
+from voicepool.events import (
+    Happening,
+    Kind,
+    Note,
+    condition_notes,
+    happenings,
+    note_of,
+    start_deadline_note,
+    startup_phases_seconds,
+)
 from voicepool.kube.api import (
     BUDGETS,
     PODS,
@@ -651,6 +660,8 @@ class Controller:
                     else (self._now() - pod.created_at).total_seconds()
                 )
                 self._metrics.startup_seconds.labels(*pool).observe(max(0.0, seconds))
+                for phase, phase_seconds in startup_phases_seconds(pod).items():
+                    self._metrics.startup_phase_seconds.labels(*pool, phase).observe(phase_seconds)
             case Kind.SESSION_STARTED:
                 self._sessions[pool]["started"] += 1
                 self._metrics.sessions_started.labels(*pool).inc()

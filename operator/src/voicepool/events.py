@@ -139,6 +139,22 @@ def _drop_reason(pod: PodFact) -> str:
     return "crashed" if pod.exit_code else OTHER
 
 
+def startup_phases_seconds(pod: PodFact) -> dict[str, float]:
+    """How long each phase of a start took, by the times that Kubernetes wrote; a phase that it does not tell is left out."""
+    ends = (
+        ("scheduling", pod.started_at),
+        ("containers", pod.agent_started_at),
+        ("agent", pod.ready_since),
+    )
+    result: dict[str, float] = {}
+    began: datetime | None = pod.created_at
+    for phase, ended in ends:
+        if began is not None and ended is not None:
+            result[phase] = max(0.0, (ended - began).total_seconds())
+        began = ended
+    return result
+
+
 def note_of(happening: Happening) -> Note | None:
     """What people should be told of it; None for the ordinary course of things."""
     pod = happening.pod

@@ -87,6 +87,14 @@ class OperatorMetrics:
             buckets=STARTUP_BUCKETS_SECONDS,
             registry=registry,
         )
+        self.startup_phase_seconds = Histogram(
+            "voicepool_startup_phase_seconds",
+            "Of that: until a node took the pod (scheduling), until its agent's process started (containers), until it was Ready (agent). "
+            "Kubernetes writes whole seconds.",
+            (*pool, "phase"),
+            buckets=STARTUP_BUCKETS_SECONDS,
+            registry=registry,
+        )
         self.start_failures = Counter(
             "voicepool_start_failures", "Pods that failed before they were warm.", (*pool, "reason"), registry=registry
         )

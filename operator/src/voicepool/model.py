@@ -244,6 +244,8 @@ class PodFact:
     """When the call is ended, since its pool is gone."""
     ready_since: datetime | None = None
     """Since when the pod's Ready condition has been True; None while it is not."""
+    agent_started_at: datetime | None = None
+    """When the agent container's process started."""
     once_ready: bool = False
     """The pod is Ready or was so before: its start succeeded."""
     end_reason: str | None = None

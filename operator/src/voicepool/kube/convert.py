@@ -80,6 +80,7 @@ def pod_from_json(obj: Json) -> PodFact | None:
     terminated = (agent.get("state") or {}).get("terminated")
     phase = status.get("phase", "Pending")
     not_ready_since = _ready_changed(status, "False", "Unknown")
+    agent_started_at = _time((terminated or (agent.get("state") or {}).get("running") or {}).get("startedAt"))
     waiting_reason, message = _waiting(status, container_statuses)
     if terminated or phase in ("Failed", "Succeeded"):
         waiting_reason, message = None, _last_words(status, container_statuses, terminated)
@@ -114,7 +115,10 @@ def pod_from_json(obj: Json) -> PodFact | None:
         exit_code=terminated.get("exitCode") if terminated else None,
         not_ready_since=not_ready_since,
         ready_since=_ready_changed(status, "True"),
-        once_ready=bool(agent.get("ready")) or _was_ready(not_ready_since, agent, terminated),
+        agent_started_at=agent_started_at,
+        # A pod that was never Ready has had the condition at False since before its containers started.
+        once_ready=bool(agent.get("ready"))
+        or bool(not_ready_since and agent_started_at and not_ready_since > agent_started_at),
         # The pod's reason says more where there is one: an evicted pod's container has a mere Error.
         end_reason=status.get("reason") or (terminated or {}).get("reason"),
     )
@@ -172,18 +176,6 @@ def _ready_changed(status: Mapping[str, Any], *to: str) -> datetime | None:
         if condition.get("type") == "Ready":
             return _time(condition.get("lastTransitionTime")) if condition.get("status") in to else None
     return None
-
-
-def _was_ready(
-    not_ready_since: datetime | None, agent: Mapping[str, Any], terminated: Mapping[str, Any] | None
-) -> bool:
-    """Whether the Ready condition became False after the agent had been started, which needs a True in between.
-
-    A pod that was never Ready has had the condition at False since before its containers started.
-    """
-    running = (agent.get("state") or {}).get("running") or {}
-    started_at = _time((terminated or running).get("startedAt"))
-    return bool(not_ready_since and started_at and not_ready_since > started_at)
 
 
 def _finished_at(status: Mapping[str, Any], terminated: Mapping[str, Any] | None, phase: str) -> datetime | None:

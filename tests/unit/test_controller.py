@@ -14,7 +14,14 @@ from tests.unit.api_server import ApiServer, until
 
 from voicepool import controller as controller_module
 from voicepool import queue as queue_module
-from voicepool.controller import Controller, ControllerSettings, PoolStore, budget_informer, pod_informer
+from voicepool.controller import (
+    WRITES_IN_A_TURN,
+    Controller,
+    ControllerSettings,
+    PoolStore,
+    budget_informer,
+    pod_informer,
+)
 from voicepool.disruption import budget
 from voicepool.kube.api import (
     BUDGETS,
@@ -143,6 +150,15 @@ async def test_a_converged_pool_makes_no_write(server: ApiServer) -> None:
         before = list(server.calls)
         await until(lambda: it.value("voicepool_reconcile_seconds_count", outcome="ok") > done + 10)
         assert server.calls == before
+
+
+async def test_a_pool_that_needs_many_pods_does_not_keep_a_small_one_waiting(server: ApiServer) -> None:
+    put_pool(server, "big", replicas=1000, maxPods=1000)
+    put_pool(server, "small", replicas=1)
+    async with running(server, workers=1):
+        await until(lambda: any(name.startswith("small-") for name in server.names(PODS)))
+        assert len(server.names(PODS)) <= 2 * WRITES_IN_A_TURN + 1
+        await until(lambda: len(server.names(PODS)) == 1001)
 
 
 async def test_a_bound_pod_is_replaced(server: ApiServer) -> None:

@@ -36,6 +36,19 @@ async def test_a_key_added_while_somebody_works_on_it_comes_again_afterwards_and
     assert len(queue) == 0
 
 
+async def test_a_key_that_comes_again_and_again_waits_behind_the_others() -> None:
+    queue: KeyedQueue[str] = KeyedQueue()
+    for key in ("busy", "a", "b"):
+        queue.add(key)
+    handed_out = []
+    for _ in range(4):
+        key = await queue.get()
+        queue.add("busy")
+        queue.done(key)
+        handed_out.append(key)
+    assert handed_out == ["busy", "a", "b", "busy"]
+
+
 async def test_a_worker_waits_until_there_is_something() -> None:
     queue: KeyedQueue[str] = KeyedQueue()
     worker = asyncio.create_task(queue.get())

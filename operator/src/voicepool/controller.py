@@ -63,6 +63,8 @@ STATUS_INTERVAL_SECONDS = 1.0
 TEMPLATE_RECHECK_SECONDS = 15.0
 """A refusal can have a cause outside of the template (a quota, a missing service account), so it is asked about again."""
 SLOW_START_FIRST = 2
+WRITES_IN_A_TURN = 128
+"""Of creates, and of deletes. Then the pool goes to the end of the queue, so that one that needs thousands does not keep a worker from the others."""
 UNBOUND_GRACE_SECONDS = 30
 """No call runs in a pod that is deleted here, or one whose time is up, so the grace that a call would need does not apply."""
 SESSION_COUNTS = ("started", "ended", "dropped", "undelivered")
@@ -385,11 +387,13 @@ class Controller:
         if template.error is not None:
             self.queue.add_after(key, TEMPLATE_RECHECK_SECONDS)
         failures = await self._keep_budget(key, wanted=pool.spec.disruption is Disruption.NEVER)
-        failures += await self._delete_all(pool.namespace, pool.name, decided.deletes)
-        failures += await self._create_all(pool, template, decided.creates)
+        failures += await self._delete_all(pool.namespace, pool.name, decided.deletes[:WRITES_IN_A_TURN])
+        failures += await self._create_all(pool, template, decided.creates[:WRITES_IN_A_TURN])
         await self._write_status(pool, decided.status)
         if failures:
             raise failures[0]
+        if max(len(decided.deletes), len(decided.creates)) > WRITES_IN_A_TURN:
+            self.queue.add(key)
 
     async def _template(self, pool: PoolFact) -> Template:
         """The template's hash, and what the API server says to a dry run of it; asked once, and again after a refusal."""

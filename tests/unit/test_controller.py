@@ -424,7 +424,12 @@ async def test_the_life_of_a_session_is_counted_and_its_loss_is_told(server: Api
         await until(lambda: told(server) == ["Ready"])
         for name in names:
             bound_at = {"voicepool.dev/bound-at": server.now.isoformat()}
-            server.change(PODS, name, metadata={"labels": {"voicepool.dev/state": "bound"}, "annotations": bound_at})
+            waited = {"voicepool.dev/waited-seconds": "0.012" if name == names[0] else "1.500"}
+            server.change(
+                PODS,
+                name,
+                metadata={"labels": {"voicepool.dev/state": "bound"}, "annotations": {**bound_at, **waited}},
+            )
         await until(lambda: len(server.names(PODS)) == 4)
         summary = '{"session":"s","reason":"idle"}'
         for name, code, message in ((names[0], 0, summary), (names[1], 137, None)):
@@ -442,7 +447,8 @@ async def test_the_life_of_a_session_is_counted_and_its_loss_is_told(server: Api
         assert it.value("voicepool_event_lag_seconds_count") == 2
         assert it.value("voicepool_queue_age_seconds_count") > 0
         assert told(server) == ["Ready", "SessionDropped"]
-        counts = {"started": 2, "ended": 1, "dropped": 1, "undelivered": 0}
+        assert it.value("voicepool_session_waited_seconds_sum", **pool) == 1.512
+        counts = {"started": 2, "hits": 1, "hitPercent": 50, "ended": 1, "dropped": 1, "undelivered": 0}
         await until(lambda: it.status().get("sessions") == counts)
 
 
@@ -452,7 +458,7 @@ async def test_sessions_are_counted_on_from_what_another_operator_wrote(server: 
     async with running(server) as it:
         await until(lambda: len(server.names(PODS)) == 2)
         server.change(PODS, server.names(PODS)[0], metadata={"labels": {"voicepool.dev/state": "bound"}})
-        counts = {"started": 41, "ended": 39, "dropped": 1, "undelivered": 0}
+        counts = {"started": 41, "hits": 0, "hitPercent": 0, "ended": 39, "dropped": 1, "undelivered": 0}
         await until(lambda: it.status().get("sessions") == counts)
 
 

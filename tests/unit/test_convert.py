@@ -205,3 +205,26 @@ def test_a_pool_of_another_version_is_left_alone_with_a_warning(caplog: pytest.L
     (record,) = caplog.records
     assert vars(record)["field"] == "replicas"
     assert json.dumps(vars(record)["pool"]) == '"demo"'
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [("0.012", 0.012), ("3", 3.0), (None, None), ("", None), ("-1", None), ("1e3", None), ("٣", None)],
+)
+def test_how_long_a_caller_waited_is_a_plain_number_or_not_known(written: str | None, read: float | None) -> None:
+    annotations = {} if written is None else {"voicepool.dev/waited-seconds": written}
+    fact = pod_from_json(
+        {
+            "metadata": {
+                "namespace": "calls",
+                "name": "demo",
+                "uid": "u",
+                "resourceVersion": "1",
+                "creationTimestamp": "2026-03-01T12:00:00Z",
+                "labels": {"voicepool.dev/pool": "demo"},
+                "annotations": annotations,
+            }
+        }
+    )
+    assert fact is not None
+    assert fact.waited_seconds == read

@@ -47,6 +47,7 @@ async def test_a_start_binds_a_warm_pod_and_hands_out_a_token_for_its_room(here:
     assert claims["body"] == {"name": "Ada"}
     assert claims["room"] == started["roomName"] == here.rooms.made[0]
     assert "ownerReferences" not in here.kube.pod(name)["metadata"]
+    assert 0 <= float(here.kube.pod(name)["metadata"]["annotations"]["voicepool.dev/waited-seconds"]) < 10
 
 
 async def test_a_callers_token_is_for_minutes_one_room_and_the_microphone(here: World) -> None:

@@ -19,6 +19,7 @@ from voicepool.model import (
     ANNOTATION_DRAIN_SECONDS,
     ANNOTATION_DRAIN_UNTIL,
     ANNOTATION_ROOM,
+    ANNOTATION_WAITED_SECONDS,
     LABEL_SESSION,
     LABEL_STATE,
     BindState,
@@ -113,6 +114,7 @@ def bind_patch(
     active_deadline_seconds: int,
     disruption: Disruption = Disruption.NEVER,
     drain_seconds: int = 0,
+    waited_seconds: float = 0.0,
 ) -> list[Operation]:
     """The one JSON patch (RFC 6902) that turns a warm pod into a bound pod, or fails as a whole with 422.
 
@@ -132,6 +134,11 @@ def bind_patch(
         {"op": "add", "path": _pointer("metadata", "annotations", ANNOTATION_ROOM), "value": room},
         {"op": "add", "path": _pointer("metadata", "annotations", ANNOTATION_BOUND_AT), "value": timestamp(bound_at)},
         {"op": "add", "path": _pointer("metadata", "annotations", ANNOTATION_BOUND_BY), "value": bound_by},
+        {
+            "op": "add",
+            "path": _pointer("metadata", "annotations", ANNOTATION_WAITED_SECONDS),
+            "value": f"{waited_seconds:.3f}",
+        },
     ]
     operations += [
         {"op": "add", "path": _pointer("metadata", "annotations", name), "value": value}

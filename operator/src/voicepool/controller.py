@@ -27,6 +27,7 @@ from voicepool.events import (
     Note,
     condition_notes,
     happenings,
+    is_hit,
     note_of,
     start_deadline_note,
     startup_phases_seconds,
@@ -67,8 +68,8 @@ WRITES_IN_A_TURN = 128
 """Of creates, and of deletes. Then the pool goes to the end of the queue, so that one that needs thousands does not keep a worker from the others."""
 UNBOUND_GRACE_SECONDS = 30
 """No call runs in a pod that is deleted here, or one whose time is up, so the grace that a call would need does not apply."""
-SESSION_COUNTS = ("started", "ended", "dropped", "undelivered")
-"""The fields of ``status.sessions``."""
+SESSION_COUNTS = ("started", "hits", "ended", "dropped", "undelivered")
+"""The fields of ``status.sessions`` that count."""
 BY_POOL = "pool"
 
 
@@ -504,7 +505,10 @@ class Controller:
         counted = Counter(self._sessions[key])
         if counted:
             before = pool.status.get("sessions") or {}
-            status = {**status, "sessions": {word: before.get(word, 0) + counted[word] for word in SESSION_COUNTS}}
+            sessions = {word: before.get(word, 0) + counted[word] for word in SESSION_COUNTS}
+            if sessions["started"]:
+                sessions["hitPercent"] = 100 * sessions["hits"] // sessions["started"]
+            status = {**status, "sessions": sessions}
         if all(pool.status.get(field) == value for field, value in status.items()):
             return
         time = asyncio.get_running_loop().time()
@@ -668,7 +672,10 @@ class Controller:
                     self._metrics.startup_phase_seconds.labels(*pool, phase).observe(phase_seconds)
             case Kind.SESSION_STARTED:
                 self._sessions[pool]["started"] += 1
+                self._sessions[pool]["hits"] += is_hit(pod)
                 self._metrics.sessions_started.labels(*pool).inc()
+                if pod.waited_seconds is not None:
+                    self._metrics.session_waited_seconds.labels(*pool).observe(pod.waited_seconds)
                 if pod.bound_at is not None:
                     self._metrics.event_lag_seconds.observe(max(0.0, (self._now() - pod.bound_at).total_seconds()))
             case Kind.SESSION_ENDED:

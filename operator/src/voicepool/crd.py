@@ -255,6 +255,10 @@ def _status_schema() -> Schema:
                 "description": "Sessions since the pool was made, as the operators at work saw them; metrics tell the reasons.",
                 "properties": {
                     "started": count("Pods that were bound."),
+                    "hits": count(
+                        "Of them, those whose caller found a warm agent: bound within a second, not for a cold start."
+                    ),
+                    "hitPercent": count("Hits of 100 sessions."),
                     "ended": count("Sessions that ended with their agent's summary."),
                     "dropped": count("Sessions whose pod ended or vanished without one."),
                     "undelivered": count("Binds whose gateway died before their agent got the session."),
@@ -297,6 +301,7 @@ def _printer_columns() -> list[Schema]:
         column("Ready", "string", ".status.conditions[?(@.type=='Ready')].status"),
         column("Reason", "string", ".status.conditions[?(@.type=='Ready')].reason", priority=1),
         column("Recommended", "integer", ".status.recommendedReplicas", priority=1),
+        column("Hit", "integer", ".status.sessions.hitPercent", priority=1),
         column("Image", "string", ".status.image", priority=1),
         column("Age", "date", ".metadata.creationTimestamp"),
     ]

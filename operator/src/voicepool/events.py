@@ -19,6 +19,8 @@ from voicepool.model import GROUP, KIND, VERSION, BindState, PodFact, PoolFact
 Json = dict[str, Any]
 
 CONTROLLER = f"{GROUP}/operator"
+HIT_SECONDS = 1.0
+"""A caller who was bound within this time found a warm agent; whoever waits longer was in a queue, or had one started."""
 MAX_NOTE_BYTES = 1000
 """The API server takes 1024."""
 
@@ -137,6 +139,11 @@ def _drop_reason(pod: PodFact) -> str:
     if known is not None:
         return known
     return "crashed" if pod.exit_code else OTHER
+
+
+def is_hit(pod: PodFact) -> bool:
+    """Whether the caller of a session found a warm agent."""
+    return pod.cold_start is None and pod.waited_seconds is not None and pod.waited_seconds <= HIT_SECONDS
 
 
 def startup_phases_seconds(pod: PodFact) -> dict[str, float]:

@@ -102,6 +102,13 @@ class OperatorMetrics:
             "voicepool_warm_pod_deaths", "Warm pods that ended by themselves.", (*pool, "reason"), registry=registry
         )
         self.sessions_started = Counter("voicepool_sessions_started", "Pods that were bound.", pool, registry=registry)
+        self.session_waited_seconds = Histogram(
+            "voicepool_session_waited_seconds",
+            "From the caller's request to the bind, as the gateway wrote it on the pod.",
+            pool,
+            buckets=STARTUP_BUCKETS_SECONDS,
+            registry=registry,
+        )
         self.sessions_ended = Counter(
             "voicepool_sessions_ended",
             "Sessions that ended, by the reason in the agent's summary.",

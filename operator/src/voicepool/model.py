@@ -28,6 +28,8 @@ LABEL_TEMPLATE = "voicepool.dev/template"
 ANNOTATION_BOUND_AT = "voicepool.dev/bound-at"
 ANNOTATION_BOUND_BY = "voicepool.dev/bound-by"
 ANNOTATION_ROOM = "voicepool.dev/room"
+ANNOTATION_WAITED_SECONDS = "voicepool.dev/waited-seconds"
+"""Written by the bind: how long the caller had waited for it."""
 ANNOTATION_COLD_START = "voicepool.dev/cold-start"
 ANNOTATION_DRAIN_SECONDS = "voicepool.dev/drain-seconds"
 """Written by the bind: how long this call may go on after its pool is gone. A deleted pool can no longer say."""
@@ -244,6 +246,8 @@ class PodFact:
     """When the call is ended, since its pool is gone."""
     ready_since: datetime | None = None
     """Since when the pod's Ready condition has been True; None while it is not."""
+    waited_seconds: float | None = None
+    """How long the caller of this session had waited for the bind."""
     agent_started_at: datetime | None = None
     """When the agent container's process started."""
     once_ready: bool = False

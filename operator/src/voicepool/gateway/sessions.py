@@ -288,7 +288,7 @@ class Sessions:
                     except BaseException:
                         self._allocator.release(candidate)
                         raise
-                    bound = await self._bind(candidate, pool, request, room, hold)
+                    bound = await self._bind(candidate, pool, request, room, loop.time() - began, hold)
                     if bound is None:
                         continue
                     mine.add(bound.uid)
@@ -451,7 +451,13 @@ class Sessions:
     # -- the bind ------------------------------------------------------------------------------------------------------------------
 
     async def _bind(
-        self, pod: PodFact, pool: PoolFact, request: StartRequest, room: str, hold: list[_Hold]
+        self,
+        pod: PodFact,
+        pool: PoolFact,
+        request: StartRequest,
+        room: str,
+        waited_seconds: float,
+        hold: list[_Hold],
     ) -> PodFact | None:
         """Bind a reserved pod; None when it is lost to another, or no longer fit."""
         now = self._now()
@@ -464,6 +470,7 @@ class Sessions:
             active_deadline_seconds=active_deadline_seconds(pod, pool.spec.session.max_duration_seconds, now),
             disruption=pool.spec.disruption,
             drain_seconds=pool.spec.drain_seconds,
+            waited_seconds=waited_seconds,
         )
         loop = asyncio.get_running_loop()
         perhaps_written = False

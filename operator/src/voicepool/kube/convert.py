@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any
@@ -19,6 +20,7 @@ from voicepool.model import (
     ANNOTATION_DRAIN_UNTIL,
     ANNOTATION_ROOM,
     ANNOTATION_START_ATTEMPT,
+    ANNOTATION_WAITED_SECONDS,
     LABEL_POOL,
     LABEL_SESSION,
     LABEL_STATE,
@@ -108,6 +110,7 @@ def pod_from_json(obj: Json) -> PodFact | None:
         bound_at=_time(annotations.get(ANNOTATION_BOUND_AT)),
         drain_seconds=_count(annotations.get(ANNOTATION_DRAIN_SECONDS)),
         drain_until=_time(annotations.get(ANNOTATION_DRAIN_UNTIL)),
+        waited_seconds=_seconds(annotations.get(ANNOTATION_WAITED_SECONDS)),
         cold_start=annotations.get(ANNOTATION_COLD_START),
         start_attempt=_count(annotations.get(ANNOTATION_START_ATTEMPT)),
         waiting_reason=waiting_reason,
@@ -200,3 +203,7 @@ def _time(text: Any) -> datetime | None:
 
 def _count(text: str | None) -> int:
     return int(text) if text and text.isascii() and text.isdigit() and len(text) < 6 else 0
+
+
+def _seconds(text: str | None) -> float | None:
+    return float(text) if text and re.fullmatch(r"\d{1,6}(\.\d{1,6})?", text, re.ASCII) else None

@@ -423,10 +423,12 @@ async def test_a_bind_that_nobody_delivered_is_undone_and_a_call_is_not_also_whi
         assert {pod["metadata"]["name"] for pod in (*gone, *pods)} == {left}
         pod = await asyncio.to_thread(deployment.pod_of_session, conversation.session.session_id)
         assert pod["status"]["phase"] == "Running"
-    events = await asyncio.to_thread(
-        deployment.cluster.kubectl, "get", "events", "--field-selector", "reason=SessionUndelivered", "--output", "name"
+    await until(
+        "the Event that tells of it, once the pod has gone",
+        lambda: deployment.cluster.kubectl(
+            "get", "events", "--field-selector", "reason=SessionUndelivered", "--output", "name"
+        ).strip(),
     )
-    assert events.strip()
 
 
 # Many at once

@@ -398,6 +398,7 @@ class TestHeadroom:
     def test_native_follows_it_and_never_goes_below_replicas(self) -> None:
         for replicas, wanted in ((3, 10), (12, 12)):
             decided = plan(pool(replicas=replicas, headroom={"mode": "Native", **self.TEN}), [], NOW, TEMPLATE)
+            assert decided.warm_target == max(replicas, 10)
             assert len(decided.creates) == wanted
         assert len(plan(pool(replicas=0, headroom={"mode": "Native", **self.TEN}), [], NOW, TEMPLATE).creates) == 10
 

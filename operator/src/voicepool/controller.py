@@ -630,7 +630,7 @@ class Controller:
     def _count(self, pool: PoolFact, decided: Plan) -> None:
         for state in POD_STATES:
             self._metrics.pods.labels(pool.namespace, pool.name, state).set(decided.counts.get(state, 0))
-        self._metrics.warm_target.labels(pool.namespace, pool.name).set(pool.spec.replicas)
+        self._metrics.warm_target.labels(pool.namespace, pool.name).set(decided.warm_target)
         recommended = decided.status.get("recommendedReplicas")
         self._metrics.recommended.labels(pool.namespace, pool.name).set(recommended or 0)
 

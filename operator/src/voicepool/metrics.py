@@ -40,7 +40,12 @@ class OperatorMetrics:
         self.registry = registry
         pool = ("namespace", "pool")
         self.pods = Gauge("voicepool_pods", "Pods of a pool by state.", (*pool, "state"), registry=registry)
-        self.warm_target = Gauge("voicepool_warm_target_pods", "spec.replicas of a pool.", pool, registry=registry)
+        self.warm_target = Gauge(
+            "voicepool_warm_target_pods",
+            "spec.replicas of a pool, or what Native headroom makes of it.",
+            pool,
+            registry=registry,
+        )
         self.recommended = Gauge(
             "voicepool_recommended_pods",
             "Warm pods that headroom recommends for a pool; 0 where it is off.",

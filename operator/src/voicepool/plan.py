@@ -100,6 +100,8 @@ class Plan:
     """In words, for people."""
     counts: Mapping[str, int]
     """Pods by state: starting, warm, bound, ended, failed, leaving, cold."""
+    warm_target: int = 0
+    """How many unbound pods there should be: spec.replicas, or what Native headroom makes of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,6 +241,7 @@ def plan(pool: PoolFact, pods: Iterable[PodFact], now: datetime, template: Templ
         requeue_after_seconds=timers.after_seconds(),
         reasons=tuple(reasons),
         counts=_counts(groups),
+        warm_target=target,
     )
 
 

@@ -21,11 +21,14 @@ from tests.cluster.errors import ClusterError
 from tests.cluster.native import build
 from tests.cluster.providers import choose, look
 from voicepool import crd
+from voicepool.gateway.custom_metrics import API_GROUP, API_VERSION
+from voicepool.gateway.peers import PORT_NAME
 from voicepool.settings import GatewaySettings, OperatorSettings
 
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "helm" / "voicepool"
 LIVEKIT = ("livekit.url=ws://192.0.2.1:7880", "livekit.apiKey=devkey", "livekit.apiSecret=a-secret-nobody-guesses")
+CUSTOM_METRICS = ("customMetrics.enabled=true", "customMetrics.force=true")
 POOL_SECRET = ("livekit.poolSecrets[0].namespace=calls", "livekit.poolSecrets[0].name=other-server")
 VARIANTS = [
     (),
@@ -40,6 +43,7 @@ VARIANTS = [
     ("livekit.url=wss://example.com", "livekit.existingSecret=livekit", *POOL_SECRET),
     ("assignment.existingSecret=a", "apiKeys.existingSecret=b"),
     ("crds.install=false", "admissionPolicy.enabled=false", "fullnameOverride=other"),
+    CUSTOM_METRICS,
 ]
 
 Object = dict[str, Any]
@@ -151,7 +155,7 @@ def test_no_secret_stands_outside_of_a_secret(values: tuple[str, ...]) -> None:
     objects = _rendered(*values)
     elsewhere = yaml.safe_dump([item for item in objects if item["kind"] != "Secret"])
     for place, value in _secret_values(objects).items():
-        if place[1] not in ("url", "public-url"):
+        if place[1] not in ("url", "public-url", "ca.crt"):
             assert value.decode() not in elsewhere, place
             assert base64.b64encode(value).decode() not in elsewhere, place
 
@@ -253,7 +257,8 @@ def test_one_namespace_needs_no_right_in_the_cluster() -> None:
     assert {item["kind"] for item in objects if item["kind"].startswith("Cluster")} == set()
     for kind in ("Role", "RoleBinding"):
         found = _of_kind(objects, kind)
-        assert found.pop("voicepool-operator-lease")["metadata"]["namespace"] == "voicepool"
+        for own in ("voicepool-operator-lease", "voicepool-gateway-peers"):
+            assert found.pop(own)["metadata"]["namespace"] == "voicepool"
         assert found.keys() == {"voicepool-operator", "voicepool-gateway"}
         assert {item["metadata"]["namespace"] for item in found.values()} == {"calls"}
     everywhere = _rules(_rendered(), "ClusterRole", "voicepool-voicepool-operator")
@@ -263,7 +268,8 @@ def test_one_namespace_needs_no_right_in_the_cluster() -> None:
 def test_every_binding_ties_an_account_to_the_role_of_its_name() -> None:
     for values, prefix in (((), "Cluster"), (("watchNamespaces={calls}",), "")):
         bindings = _of_kind(_rendered(*values), f"{prefix}RoleBinding")
-        bindings.pop("voicepool-operator-lease", None)
+        for own in ("voicepool-operator-lease", "voicepool-gateway-peers"):
+            bindings.pop(own, None)
         assert len(bindings) == 2
         for name, binding in bindings.items():
             account = f"voicepool-{name.rpartition('-')[2]}"
@@ -427,6 +433,79 @@ def test_the_operator_may_hold_its_own_lease_and_no_other(values: tuple[str, ...
     binding = _of_kind(objects, "RoleBinding")["voicepool-operator-lease"]
     assert role["metadata"]["namespace"] == binding["metadata"]["namespace"] == "voicepool"
     assert [subject["name"] for subject in binding["subjects"]] == ["voicepool-operator"]
+
+
+@pytest.mark.parametrize("values", [(), ("watchNamespaces={calls}",)])
+def test_the_gateways_find_each_other_through_their_own_service(values: tuple[str, ...]) -> None:
+    objects = _rendered(*values)
+    environment = _environment(objects, "voicepool-gateway")
+    service = _of_kind(objects, "Service")[environment["VOICEPOOL_PEERS_SERVICE"]]
+    assert service["metadata"]["namespace"] == environment["VOICEPOOL_PEERS_NAMESPACE"] == "voicepool"
+    assert [port["name"] for port in service["spec"]["ports"]] == [PORT_NAME]
+    assert _rules(objects, "Role", "voicepool-gateway-peers") == {("discovery.k8s.io", "endpointslices", ("list",), ())}
+    [subject] = _of_kind(objects, "RoleBinding")["voicepool-gateway-peers"]["subjects"]
+    assert subject["name"] == "voicepool-gateway"
+
+
+def test_custom_metrics_are_off_unless_somebody_wants_them() -> None:
+    objects = _rendered()
+    assert not _of_kind(objects, "APIService")
+    assert "custom-metrics" not in yaml.safe_dump(
+        [item for item in objects if item["kind"] != "CustomResourceDefinition"]
+    )
+
+
+def test_custom_metrics_are_served_by_the_gateway_with_a_certificate_that_the_api_server_is_told_of() -> None:
+    objects = _rendered(*CUSTOM_METRICS)
+    [api] = _of_kind(objects, "APIService").values()
+    assert api["metadata"]["name"] == f"{API_VERSION}.{API_GROUP}"
+    assert "insecureSkipTLSVerify" not in api["spec"]
+    service = _of_kind(objects, "Service")[api["spec"]["service"]["name"]]
+    assert service["spec"]["selector"] == _of_kind(objects, "Service")["voicepool-gateway"]["spec"]["selector"]
+    [container] = _of_kind(objects, "Deployment")["voicepool-gateway"]["spec"]["template"]["spec"]["containers"]
+    port = {port["name"]: port["containerPort"] for port in container["ports"]}[
+        service["spec"]["ports"][0]["targetPort"]
+    ]
+    settings = GatewaySettings.from_environment(_environment(objects, "voicepool-gateway"))
+    assert settings.custom_metrics_port == port
+    assert str(settings.custom_metrics_folder) in [mount["mountPath"] for mount in container["volumeMounts"]]
+    values = _secret_values(objects)
+    certificate = x509.load_pem_x509_certificate(values["voicepool-custom-metrics", "tls.crt"])
+    authority = x509.load_pem_x509_certificate(base64.b64decode(api["spec"]["caBundle"]))
+    certificate.verify_directly_issued_by(authority)
+    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert names.get_values_for_type(x509.DNSName) == ["voicepool-custom-metrics.voicepool.svc"]
+    key = load_pem_private_key(values["voicepool-custom-metrics", "tls.key"], password=None)
+    assert key.public_key() == certificate.public_key()
+
+
+def test_custom_metrics_give_the_gateway_one_right_more_to_recognise_the_api_server() -> None:
+    plain, more = _rendered(), _rendered(*CUSTOM_METRICS)
+    name = "voicepool-voicepool-gateway"
+    assert _rules(more, "ClusterRole", name) == _rules(plain, "ClusterRole", name)
+    new = _of_kind(more, "RoleBinding").keys() - _of_kind(plain, "RoleBinding").keys()
+    [binding] = [_of_kind(more, "RoleBinding")[found] for found in new]
+    assert binding["metadata"]["namespace"] == "kube-system"
+    assert binding["roleRef"]["name"] == "extension-apiserver-authentication-reader"
+    assert [subject["name"] for subject in binding["subjects"]] == ["voicepool-gateway"]
+
+
+def test_a_certificate_of_ones_own_replaces_the_generated_one() -> None:
+    pem = "-----BEGIN CERTIFICATE-----x"
+    own = ("customMetrics.existingSecret=own", f"customMetrics.caBundle={pem}")
+    objects = _rendered(*CUSTOM_METRICS, *own)
+    assert "voicepool-custom-metrics" not in _of_kind(objects, "Secret")
+    [api] = _of_kind(objects, "APIService").values()
+    assert base64.b64decode(api["spec"]["caBundle"]).decode() == pem
+    volumes = next(spec["volumes"] for spec in _pod_specs(objects) if spec["containers"][0]["name"] == "gateway")
+    assert [volume["secret"]["secretName"] for volume in volumes if volume["name"] == "custom-metrics"] == ["own"]
+    assert "belong together" in _refusal(*CUSTOM_METRICS, own[0])
+
+
+def test_custom_metrics_are_not_installed_unseen() -> None:
+    refusal = _refusal("customMetrics.enabled=true")
+    assert "rendered without a cluster" in refusal
+    assert "customMetrics.force=true" in refusal
 
 
 @pytest.mark.parametrize(

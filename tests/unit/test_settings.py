@@ -52,6 +52,21 @@ def test_a_lease_has_a_name_and_a_namespace_or_there_is_none() -> None:
             OperatorSettings.from_environment(KEY | half)
 
 
+def test_the_service_of_the_gateways_has_a_name_and_a_namespace_or_there_is_none() -> None:
+    files = {
+        "VOICEPOOL_ASSIGNMENT_PRIVATE_KEY_FILE": "private.pem",
+        "VOICEPOOL_API_KEYS_FOLDER": "keys",
+        "VOICEPOOL_LIVEKIT_FOLDER": "livekit",
+    }
+    service = {"VOICEPOOL_PEERS_SERVICE": "voicepool-gateway", "VOICEPOOL_PEERS_NAMESPACE": "voicepool"}
+    assert GatewaySettings.from_environment(files | service).peers_service == "voicepool-gateway"
+    assert GatewaySettings.from_environment(files).peers_service is None
+    for missing in service:
+        half = {name: value for name, value in service.items() if name != missing}
+        with pytest.raises(SettingsError, match=f"^{missing} must be set"):
+            GatewaySettings.from_environment(files | half)
+
+
 @pytest.mark.parametrize("model", [Settings, OperatorSettings, GatewaySettings])
 def test_every_setting_is_explained(model: type[Settings]) -> None:
     source = Path(__file__).parents[2] / "operator/src/voicepool/settings.py"

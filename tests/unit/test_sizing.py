@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from tests.unit.facts import NOW, bound, ended, pod, warm
 
 from voicepool.model import HeadroomSpec, PodFact
-from voicepool.sizing import MOST, Recommendation, lead_time_seconds, recommend, warm_for
+from voicepool.sizing import MOST, NOBODY, Recommendation, Unmet, lead_time_seconds, recommend, warm_for
 
 
-def advice(pods: list[PodFact], now: datetime = NOW, **headroom: Any) -> Recommendation:
-    return recommend(HeadroomSpec(**headroom), pods, now)
+def advice(pods: list[PodFact], now: datetime = NOW, *, unmet: Unmet = NOBODY, **headroom: Any) -> Recommendation:
+    return recommend(HeadroomSpec(**headroom), pods, now, unmet)
 
 
 def at(text: str) -> datetime:
@@ -89,6 +89,32 @@ class TestPercentage:
         pods = calls(*[9999.0] * 10)
         assert advice(pods, percentage=50, schedules=[schedule]).replicas == 7
         assert advice(pods, percentage=90, schedules=[schedule]).replicas == 9
+
+
+class TestUnmet:
+    """Callers who were not bound."""
+
+    def test_who_was_rejected_counts_as_a_start_of_that_window(self) -> None:
+        assert advice([], unmet=Unmet(rejected=(3, 3))).starts_per_second == pytest.approx(3 / 60)
+        assert advice(calls(10), unmet=Unmet(rejected=(0, 9))).starts_per_second == pytest.approx(10 / 300)
+
+    def test_who_waits_counts_as_a_start_and_takes_a_pod_of_its_own(self) -> None:
+        waiting = advice([], unmet=Unmet(waiting=6))
+        assert waiting.starts_per_second == pytest.approx(6 / 60)
+        assert waiting.replicas == 6 + waiting.for_demand
+        assert waiting.for_demand == warm_for(6 / 60 * 10, 0.01)
+
+    def test_who_waits_counts_as_a_call_soon(self) -> None:
+        assert advice(calls(9999), percentage=100, unmet=Unmet(waiting=2)).for_percentage == 3
+
+    def test_it_does_not_end_where_the_pool_does(self) -> None:
+        full = calls(*[5.0] * 50)
+        numbers = [advice(full, unmet=Unmet(waiting)).replicas for waiting in (0, 10, 100)]
+        assert numbers[0] < numbers[1] - 10
+        assert numbers[1] < numbers[2] - 90
+
+    def test_those_of_several_gateways_are_added(self) -> None:
+        assert sum([Unmet(1, (2, 3)), Unmet(10, (20, 30))], NOBODY) == Unmet(11, (22, 33))
 
 
 class TestSchedules:

@@ -130,6 +130,39 @@ priorityClassName: {{ . }}
 {{- $_ := set $generated "firstApiKey" ($key | b64enc) -}}
 {{- end -}}
 {{- end -}}
+{{- if and .Values.customMetrics.enabled (not .Values.customMetrics.existingSecret) -}}
+{{- with lookup "v1" "Secret" .Release.Namespace (printf "%s-custom-metrics" $name) -}}
+{{- $_ := set $generated "customMetrics" .data -}}
+{{- end -}}
+{{- if not (hasKey $generated "customMetrics") -}}
+{{- $host := printf "%s-custom-metrics.%s.svc" $name .Release.Namespace -}}
+{{- /* The authority signs this one certificate; its key is not kept. */ -}}
+{{- $authority := genCA (printf "%s-custom-metrics" $name) 3650 -}}
+{{- $certificate := genSignedCert $host nil (list $host) 3650 $authority -}}
+{{- $_ := set $generated "customMetrics" (dict "tls.crt" ($certificate.Cert | b64enc) "tls.key" ($certificate.Key | b64enc) "ca.crt" ($authority.Cert | b64enc)) -}}
+{{- end -}}
+{{- end -}}
 {{- $_ := set .Values "generated" $generated -}}
+{{- end -}}
+{{- end -}}
+
+{{- /* Refuses to take custom.metrics.k8s.io from somebody else. Every cluster has APIServices: where none is seen, nobody has looked. */ -}}
+{{- define "voicepool.guardCustomMetrics" -}}
+{{- if not .Values.customMetrics.force -}}
+{{- $found := (lookup "apiregistration.k8s.io/v1" "APIService" "" "").items -}}
+{{- if not $found -}}
+{{- fail "customMetrics.enabled: this chart is rendered without a cluster, so it cannot see whether another server of custom.metrics.k8s.io (prometheus-adapter, a cloud's adapter) is registered, whose place it would take. See that there is none (kubectl get apiservices | grep custom.metrics.k8s.io), then set customMetrics.force=true" -}}
+{{- end -}}
+{{- range $found -}}
+{{- if eq .spec.group "custom.metrics.k8s.io" -}}
+{{- $annotations := .metadata.annotations | default dict -}}
+{{- $release := printf "%s/%s" (index $annotations "meta.helm.sh/release-namespace" | default "") (index $annotations "meta.helm.sh/release-name" | default "") -}}
+{{- if ne $release (printf "%s/%s" $.Release.Namespace $.Release.Name) -}}
+{{- $server := "the API server itself" -}}
+{{- with .spec.service -}}{{- $server = printf "the Service %s/%s" .namespace .name -}}{{- end -}}
+{{- fail (printf "customMetrics.enabled: %s serves custom.metrics.k8s.io here already (APIService %s), and a cluster has one server of it for every HorizontalPodAutoscaler: taking its place would break the others. Leave customMetrics.enabled false and use KEDA, Prometheus or headroom.mode Native (docs/operations.md); or remove the other one; or, if you know that nobody uses it, set customMetrics.force=true" $server .metadata.name) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
 {{- end -}}
 {{- end -}}

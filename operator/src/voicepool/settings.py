@@ -119,3 +119,20 @@ class GatewaySettings(Settings):
     """Address of the session API."""
     listen_port: Annotated[int, Field(ge=0, le=65535)] = 8080
     """Port of the session API; 0 is any free one."""
+    peers_namespace: str | None = None
+    """The namespace of the gateways' Service. Must be set with its name."""
+    peers_service: str | None = None
+    """The Service of all gateways, through which they find each other and add up who waits. Default: none, this process is the only one."""
+    custom_metrics_folder: Path | None = None
+    """A folder with ``tls.crt`` and ``tls.key``: serve ``custom.metrics.k8s.io`` to the API server with them. Default: it is not served."""
+    custom_metrics_host: str = "0.0.0.0"  # noqa: S104 - the API server comes from outside of the pod
+    """Address of ``custom.metrics.k8s.io``."""
+    custom_metrics_port: Annotated[int, Field(ge=0, le=65535)] = 8443
+    """Port of ``custom.metrics.k8s.io``; 0 is any free one."""
+
+    @model_validator(mode="after")
+    def _whole_service(self) -> Self:
+        if (self.peers_service is None) != (self.peers_namespace is None):
+            missing = "PEERS_NAMESPACE" if self.peers_namespace is None else "PEERS_SERVICE"
+            raise ValueError(f"{PREFIX}{missing} must be set, since the other one of the two is")
+        return self

@@ -1,14 +1,14 @@
-"""How many agents a pool should keep warm. Pure: the pool, its pods and the time in; a number out, and when to ask again.
+"""How many agents a pool should keep warm. Pure: the pool, its pods, its unmet callers and the time in; a number out, and when to ask again.
 
-Three rules, of which the largest wins:
+Three rules, of which the largest wins, and a pod more for each caller who waits:
 
 * callers who arrive while a new pod starts find one: the smallest N such that more than N of them come within one lead time only with the chance
   ``missRate``, when they come independently of each other (Poisson);
 * ``percentage`` of the calls that are going on;
 * what the schedules say for this time.
 
-Everything is read off the pods that are there, so that a restart forgets nothing. A session counts from its bind; so one that was refused does
-not count, and one whose pod is deleted within the window (a ``retentionSeconds`` below it) no longer does.
+What was bound is read off the pods that are there, so that a restart forgets nothing. A session counts from its bind, and no longer when its pod is
+deleted within the window (a ``retentionSeconds`` below it). Callers who were not bound are on no pod: only the gateways know them, and say so.
 """
 
 from __future__ import annotations
@@ -32,11 +32,35 @@ MOST = 100_000
 
 
 @dataclass(frozen=True, slots=True)
+class Unmet:
+    """Callers of a pool whom no pod shows, since they were not bound."""
+
+    waiting: int = 0
+    """They are in a queue now."""
+    rejected: tuple[int, ...] = (0,) * len(WINDOWS_SECONDS)
+    """They were refused, or gave up waiting: how many within each of the windows."""
+
+    def __add__(self, other: Unmet) -> Unmet:
+        rejected = tuple(a + b for a, b in zip(self.rejected, other.rejected, strict=True))
+        return Unmet(self.waiting + other.waiting, rejected)
+
+
+NOBODY = Unmet()
+
+
+@dataclass(frozen=True, slots=True)
 class Recommendation:
     """How many pods to keep warm, and from what that follows."""
 
     replicas: int
+    """The largest of the three that follow, and one for each caller who waits."""
+    for_demand: int
+    for_percentage: int
+    for_schedules: int
+    calls: int
+    """Bound pods whose session is going on."""
     starts_per_second: float
+    """Binds, and callers who were not bound."""
     lead_seconds: float
     next_at: datetime | None
     """When the number may change although nothing happens."""
@@ -44,26 +68,29 @@ class Recommendation:
     """Why a schedule was left out."""
 
 
-def recommend(headroom: HeadroomSpec, pods: Iterable[PodFact], now: datetime) -> Recommendation:
-    """The number of warm pods that the pool should have now."""
+def recommend(headroom: HeadroomSpec, pods: Iterable[PodFact], now: datetime, unmet: Unmet = NOBODY) -> Recommendation:
+    """The number of unbound pods that the pool should have now. It knows no ``maxPods``: demand does not end where the pool does."""
     pods = list(pods)
     bound_at = [pod.bound_at for pod in pods if pod.state is BindState.BOUND and pod.bound_at is not None]
     calls = sum(pod.state is BindState.BOUND and not pod.finished for pod in pods)
     rates, moments = [], []
-    for seconds in WINDOWS_SECONDS:
+    for seconds, rejected in zip(WINDOWS_SECONDS, unmet.rejected, strict=True):
         window = timedelta(seconds=seconds)
         recent = [moment for moment in bound_at if moment > now - window]
-        rates.append(len(recent) / seconds)
+        rates.append((len(recent) + rejected + unmet.waiting) / seconds)
         moments += [moment + window for moment in recent]
     lead_seconds = lead_time_seconds(pods)
     scheduled, problem = _scheduled(headroom.schedules, now)
     moments += scheduled.moments
+    for_demand = warm_for(max(rates) * lead_seconds, headroom.miss_rate)
+    for_percentage = -(-(calls + unmet.waiting) * headroom.percentage // 100)
     return Recommendation(
-        replicas=max(
-            warm_for(max(rates) * lead_seconds, headroom.miss_rate),
-            -(-calls * headroom.percentage // 100),
-            scheduled.warm_pods,
-        ),
+        # Who waits takes the next pod that becomes warm, and does not leave it to those who come.
+        replicas=max(for_demand, for_percentage, scheduled.warm_pods) + unmet.waiting,
+        for_demand=for_demand,
+        for_percentage=for_percentage,
+        for_schedules=scheduled.warm_pods,
+        calls=calls,
         starts_per_second=max(rates),
         lead_seconds=lead_seconds,
         next_at=min(moments, default=None),

@@ -52,8 +52,8 @@ class Allocator:
         view.listen(self._changed)
 
     def waiting(self, key: PoolKey) -> int:
-        """Callers who wait for a pod of this pool."""
-        return len(self._queues.get(key, ()))
+        """Callers who wait for any pod of this pool; who waits for a pod of his own is not counted."""
+        return sum(waiter.only_uid is None for waiter in self._queues.get(key, ()))
 
     def take(self, key: PoolKey, session_id: str) -> PodFact | None:
         """Reserve the best free pod for a session; None when there is none, or others wait already."""

@@ -41,4 +41,6 @@ class GatewayOptions:
     joined_wait_seconds: float = 20.0
     """``waitFor: joined`` without a time of its own."""
     max_joined_wait_seconds: float = 60.0
+    peer_timeout_seconds: float = 1.0
+    """One question to another gateway about its waiting callers."""
     agent_port: int = AGENT_PORT

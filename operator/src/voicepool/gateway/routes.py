@@ -13,7 +13,7 @@ from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBea
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel, ConfigDict, Field
 
-from voicepool.gateway import records
+from voicepool.gateway import advice, records
 from voicepool.gateway.auth import ANONYMOUS, Caller
 from voicepool.gateway.errors import BadRequest, NotSynced, PoolNotFound, SessionNotFound
 from voicepool.gateway.livekit import caller_token
@@ -171,6 +171,15 @@ async def end_session(
     return Terminated(status="draining" if draining else "terminated", session_id=session_id)
 
 
+@router.get("/metrics/v1/namespaces/{namespace}/pools/{name}", tags=["operation"])
+async def pool_metrics(services: Injected, caller: Authenticated, namespace: str, name: str) -> dict[str, Any]:
+    """How many pods a pool should keep warm, and from what that follows: for KEDA's metrics-api trigger, and for people."""
+    caller.require(namespace, name)
+    if not services.synced():
+        raise NotSynced("The gateway has just started and does not know the cluster yet.", retry_after_seconds=1)
+    return advice.as_json(await services.advisor.advise(services.sessions.pool((namespace, name))))
+
+
 @router.get("/api/health")
 async def health(
     services: Injected,
@@ -194,6 +203,13 @@ async def readyz(services: Injected) -> dict[str, str]:
     if not services.synced():
         raise NotSynced("The gateway has not seen the cluster's pools and pods yet.", retry_after_seconds=1)
     return {"status": "ok"}
+
+
+@probes.get("/metrics/v1/namespaces/{namespace}/pools/{name}/unmet", include_in_schema=False)
+async def unmet(services: Injected, namespace: str, name: str) -> dict[str, Any]:
+    """Counts of this gateway's own callers who were not bound, for the other gateways; open, like ``/metrics``."""
+    found = services.advisor.unmet(services.sessions.pool((namespace, name)))
+    return {"waiting": found.waiting, "rejected": found.rejected}
 
 
 @probes.get("/metrics", response_class=Response)

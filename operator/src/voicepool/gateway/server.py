@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 import socket
@@ -15,14 +16,17 @@ import uvicorn
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from voicepool.agents import make_agent_session
+from voicepool.gateway.advice import Advisor
 from voicepool.gateway.allocator import Allocator
 from voicepool.gateway.app import create_app
 from voicepool.gateway.assignments import Signer
 from voicepool.gateway.auth import ApiKeys
+from voicepool.gateway.custom_metrics import CustomMetrics
 from voicepool.gateway.delivery import Courier
 from voicepool.gateway.livekit import LiveKitRooms, LiveKitServers, Rooms
 from voicepool.gateway.metrics import GatewayMetrics
 from voicepool.gateway.options import GatewayOptions
+from voicepool.gateway.peers import Peers
 from voicepool.gateway.services import Services
 from voicepool.gateway.sessions import Sessions
 from voicepool.gateway.view import ClusterView
@@ -33,6 +37,8 @@ from voicepool.kube.informer import Informer, Key
 from voicepool.model import LABEL_POOL, PodFact, PoolFact
 from voicepool.podspec import PodSettings, build_pod, pod_name, template_hash
 from voicepool.settings import GatewaySettings, SettingsError
+
+log = logging.getLogger("voicepool.gateway")
 
 _GRACE_SECONDS = 20
 _CONNECTIONS = 128
@@ -56,6 +62,7 @@ async def run_gateway(settings: GatewaySettings) -> None:
             connection, request_timeout_seconds=settings.request_timeout_seconds, connections=_CONNECTIONS
         ) as kube,
         running(kube, settings, signer, _options(settings)) as services,
+        _custom_metrics(kube, settings, services),
     ):
         config = uvicorn.Config(
             create_app(services),
@@ -71,6 +78,34 @@ async def run_gateway(settings: GatewaySettings) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, server.handle_exit, number, None)
         await server.serve()
+
+
+@contextlib.asynccontextmanager
+async def _custom_metrics(kube: KubeApi, settings: GatewaySettings, services: Services) -> AsyncIterator[None]:
+    if settings.custom_metrics_folder is None:
+        yield
+        return
+    server = CustomMetrics(
+        kube,
+        services.view,
+        services.advisor,
+        settings.custom_metrics_folder,
+        synced=services.synced,
+        host=settings.custom_metrics_host,
+        port=settings.custom_metrics_port,
+    )
+    task = asyncio.create_task(server.run(), name="voicepool-custom-metrics")
+    task.add_done_callback(_say_why)
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+def _say_why(task: asyncio.Task[None]) -> None:
+    if not task.cancelled():
+        log.error("custom metrics are no longer served", exc_info=task.exception())
 
 
 class _Server(uvicorn.Server):
@@ -113,7 +148,9 @@ async def running(
     livekit = aiohttp.ClientSession(
         timeout=aiohttp.ClientTimeout(total=options.livekit_timeout_seconds), trust_env=False
     )
-    async with agents, livekit:
+    others = aiohttp.ClientSession(trust_env=False)
+    identity = os.environ.get("HOSTNAME") or socket.gethostname()
+    async with agents, livekit, others:
         sessions = Sessions(
             kube=kube,
             view=view,
@@ -131,16 +168,27 @@ async def running(
             rooms=rooms or LiveKitRooms(livekit),
             options=options,
             metrics=metrics,
-            identity=os.environ.get("HOSTNAME") or socket.gethostname(),
+            identity=identity,
             pod_fact=pod_from_json,
             cold_pod=_cold_pods(signer),
             now=utc_now,
+        )
+        pools.handlers.append(lambda key, _old, new: sessions.demand.forget(key) if new is None else None)
+        peers = Peers(
+            kube,
+            others,
+            namespace=settings.peers_namespace,
+            service=settings.peers_service,
+            identity=identity,
+            monotonic=loop.time,
+            timeout_seconds=options.peer_timeout_seconds,
         )
         informers = [asyncio.create_task(informer.run()) for informer in (pools, pods)]
         try:
             yield Services(
                 sessions=sessions,
                 view=view,
+                advisor=Advisor(view, sessions.demand, peers, utc_now),
                 keys=ApiKeys(settings.api_keys_folder),
                 metrics=metrics,
                 options=options,

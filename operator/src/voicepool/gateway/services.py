@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from voicepool.gateway.advice import Advisor
 from voicepool.gateway.auth import ApiKeys
 from voicepool.gateway.metrics import GatewayMetrics
 from voicepool.gateway.options import GatewayOptions
@@ -18,6 +19,7 @@ class Services:
 
     sessions: Sessions
     view: ClusterView
+    advisor: Advisor
     keys: ApiKeys
     metrics: GatewayMetrics
     options: GatewayOptions

@@ -25,6 +25,7 @@ from voicepool.binding import DELIVERY_DEADLINE_SECONDS, active_deadline_seconds
 from voicepool.gateway.allocator import Allocator
 from voicepool.gateway.assignments import Assignment, Signer
 from voicepool.gateway.delivery import Accepted, Courier, NotReached, Refused, Unknown
+from voicepool.gateway.demand import Demand
 from voicepool.gateway.errors import (
     AgentsRefused,
     AgentUnreachable,
@@ -171,6 +172,8 @@ class Sessions:
         self._flights: dict[tuple[PoolKey, str], _Flight] = {}
         self._background: set[asyncio.Task[None]] = set()
         self._creating: dict[PoolKey, int] = {}
+        self.demand = Demand(allocator.waiting, now)
+        """Callers who were not bound."""
 
     # -- starting ------------------------------------------------------------------------------------------------------------------
 
@@ -228,15 +231,20 @@ class Sessions:
             outcome = "started"
         except GatewayError as error:
             outcome = error.code.lower()
+            if isinstance(error, NoWarmAgent | PoolAtCapacity):
+                self.demand.rejected(request.key, request.session_id)
             log.warning("a start failed: %s", error.detail, extra=_words(request) | {"code": error.code})
             raise
         except asyncio.CancelledError:
             outcome = "caller_gone"
+            if flight.waiting:
+                self.demand.rejected(request.key, request.session_id)
             raise
         finally:
             for held in hold:
                 self._spawn(self._give_up(held, request, for_good=True))
             self._metrics.starts.labels(*labels, outcome).inc()
+        self.demand.started(request.key, request.session_id)
         self._metrics.start_seconds.labels(*labels).observe(started.seconds)
         log.info(
             "a session has its agent",

@@ -100,6 +100,8 @@ BUDGETS = Resource("policy", "v1", "poddisruptionbudgets")
 EVENTS = Resource("events.k8s.io", "v1", "events")
 LEASES = Resource("coordination.k8s.io", "v1", "leases")
 SECRETS = Resource("", "v1", "secrets")
+CONFIG_MAPS = Resource("", "v1", "configmaps")
+ENDPOINT_SLICES = Resource("discovery.k8s.io", "v1", "endpointslices")
 POOLS = Resource("voicepool.dev", "v1alpha1", "voiceagentpools")
 
 

@@ -24,8 +24,9 @@ from voicepool.gateway.errors import GatewayError
 from voicepool.gateway.livekit import LiveKitServer, LiveKitServers
 from voicepool.gateway.metrics import GatewayMetrics
 from voicepool.gateway.options import GatewayOptions
+from voicepool.gateway.requests import Started, StartRequest
 from voicepool.gateway.server import _cold_pods, _pod_handler, _pool_handler
-from voicepool.gateway.sessions import Sessions, Started, StartRequest
+from voicepool.gateway.sessions import Sessions
 from voicepool.gateway.view import ClusterView
 from voicepool.kube.api import PODS, POOLS, Gone, Json, KubeApiError, NotFound
 from voicepool.kube.convert import pod_from_json, pool_from_json

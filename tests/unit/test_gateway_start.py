@@ -15,7 +15,7 @@ from tests.unit.fakes import POOL, pod_status
 from tests.unit.gateways import API_KEY, AUTHORIZED, LIVEKIT_SECRET, World, world
 
 from voicepool.binding import DELIVERY_DEADLINE_SECONDS
-from voicepool.gateway import sessions as sessions_module
+from voicepool.gateway import deliverer as deliverer_module
 from voicepool.kube.api import PODS, POOLS, Unreachable
 
 LABEL = "voicepool.dev/session"
@@ -256,7 +256,7 @@ async def test_a_session_that_another_gateway_may_still_deliver_is_waited_for(he
 async def test_no_assignment_outlives_the_time_in_which_a_bind_must_be_delivered(
     here: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sessions_module, "DELIVERY_DEADLINE_SECONDS", 3.0)
+    monkeypatch.setattr(deliverer_module, "DELIVERY_DEADLINE_SECONDS", 3.0)
     here.pool()
     (name,) = here.pods(1)
     await (await here.gateway()).start()

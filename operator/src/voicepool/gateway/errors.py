@@ -34,6 +34,9 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+from voicepool.kube.api import Forbidden, KubeApiError
+from voicepool.model import PoolFact
+
 log = logging.getLogger("voicepool.gateway")
 
 
@@ -224,3 +227,13 @@ def install(app: FastAPI) -> None:
 
 def _shape(error: str, code: str, detail: str) -> dict[str, str]:
     return {"error": error, "code": code, "detail": detail, "info": detail}
+
+
+def cluster_error(error: KubeApiError, what: str, pool: PoolFact) -> ClusterUnavailable:
+    """What a caller is told when the API server would not do something for a pool."""
+    where = f"the pool {pool.namespace}/{pool.name}"
+    if isinstance(error, Forbidden):
+        return ClusterUnavailable(f"The gateway's account may not {what} {where}; check the chart's RBAC.")
+    return ClusterUnavailable(
+        f"The Kubernetes API refused to {what} {where} ({type(error).__name__}).", retry_after_seconds=2
+    )

@@ -17,8 +17,8 @@ from voicepool.gateway import advice, records
 from voicepool.gateway.auth import ANONYMOUS, Caller
 from voicepool.gateway.errors import BadRequest, NotSynced, PoolNotFound, SessionNotFound
 from voicepool.gateway.livekit import caller_token
+from voicepool.gateway.requests import StartRequest
 from voicepool.gateway.services import Services
-from voicepool.gateway.sessions import StartRequest
 from voicepool.gateway.view import PoolKey, is_live
 from voicepool.model import PodFact
 

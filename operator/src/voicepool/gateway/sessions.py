@@ -15,16 +15,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Collection, Coroutine, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, Literal
+from typing import Literal
 
 from voicepool.agents import AgentStatus
-from voicepool.binding import DELIVERY_DEADLINE_SECONDS, active_deadline_seconds, bind_patch, is_candidate
+from voicepool.binding import is_candidate
 from voicepool.gateway.allocator import Allocator
-from voicepool.gateway.assignments import Assignment, Signer
-from voicepool.gateway.delivery import Accepted, Courier, NotReached, Refused, Unknown
+from voicepool.gateway.assignments import Signer
+from voicepool.gateway.background import Background
+from voicepool.gateway.binder import Binder
+from voicepool.gateway.cold_starts import ColdStarts
+from voicepool.gateway.deliverer import SETTLE_SECONDS, Deliverer, last_delivery
+from voicepool.gateway.delivery import Accepted, Courier
 from voicepool.gateway.demand import Demand
 from voicepool.gateway.errors import (
     AgentsRefused,
@@ -32,7 +36,6 @@ from voicepool.gateway.errors import (
     ClusterUnavailable,
     DeadlinePassed,
     GatewayError,
-    LiveKitUnavailable,
     NotJoined,
     NoWarmAgent,
     PoolAtCapacity,
@@ -40,61 +43,17 @@ from voicepool.gateway.errors import (
     SessionElsewhere,
     SessionEnded,
 )
-from voicepool.gateway.livekit import LiveKitServer, LiveKitServers, Rooms, agent_identity, agent_token
+from voicepool.gateway.livekit import LiveKitServers, Rooms
 from voicepool.gateway.metrics import GatewayMetrics
 from voicepool.gateway.options import GatewayOptions
+from voicepool.gateway.requests import Hold, Started, StartRequest, room_name, words
 from voicepool.gateway.view import ClusterView, PoolKey, is_live
-from voicepool.kube.api import (
-    PODS,
-    AlreadyExists,
-    Conflict,
-    Forbidden,
-    Json,
-    KubeApi,
-    KubeApiError,
-    NotFound,
-    ServerFault,
-    TooManyRequests,
-    Unprocessable,
-    Unreachable,
-)
-from voicepool.model import ANNOTATION_BOUND_BY, LABEL_SESSION, BindState, PodFact, PoolFact
+from voicepool.kube.api import PODS, Conflict, Json, KubeApi, KubeApiError, NotFound
+from voicepool.model import LABEL_SESSION, BindState, PodFact, PoolFact
 
 log = logging.getLogger("voicepool.gateway")
 
 _CANCEL_GRACE_SECONDS = 5
-_SETTLE_SECONDS = 2.0
-"""Past an assignment's expiry, before its agent is taken at its word that it never got it: the two clocks are not one."""
-
-
-@dataclass(frozen=True, slots=True)
-class StartRequest:
-    """Somebody wants an agent."""
-
-    namespace: str
-    pool: str
-    session_id: str
-    keyed: bool
-    """The caller may send the same session again, here or to another gateway."""
-    body: Any = field(default=None, repr=False)
-    traceparent: str | None = None
-
-    @property
-    def key(self) -> PoolKey:
-        """The pool."""
-        return (self.namespace, self.pool)
-
-
-@dataclass(frozen=True, slots=True)
-class Started:
-    """A session that an agent has taken."""
-
-    session_id: str
-    pod: PodFact
-    room: str
-    server: LiveKitServer
-    cold_start: bool
-    seconds: float
 
 
 @dataclass(slots=True)
@@ -106,15 +65,6 @@ class _Flight:
     """Every caller has gone."""
     waiting: bool = True
     """Nothing is bound yet, so it may simply stop."""
-
-
-@dataclass(slots=True)
-class _Hold:
-    """A pod that was bound for a session whose agent has not accepted yet."""
-
-    pod: PodFact
-    sent_until: datetime | None = None
-    """The expiry of the last assignment that may have arrived; None: none was sent."""
 
 
 class Sessions:
@@ -159,19 +109,38 @@ class Sessions:
         self._view = view
         self._allocator = allocator
         self._courier = courier
-        self._signer = signer
         self._servers = servers
         self._rooms = rooms
         self._options = options
         self._metrics = metrics
-        self._identity = identity
         self._pod_fact = pod_fact
-        self._cold_pod = cold_pod
         self._now = now
         self._jitter = jitter
         self._flights: dict[tuple[PoolKey, str], _Flight] = {}
-        self._background: set[asyncio.Task[None]] = set()
-        self._creating: dict[PoolKey, int] = {}
+        self._background = Background()
+        self._deliverer = Deliverer(courier=courier, signer=signer, rooms=rooms, options=options, now=now)
+        self._binder = Binder(
+            kube=kube,
+            allocator=allocator,
+            courier=courier,
+            deliverer=self._deliverer,
+            metrics=metrics,
+            background=self._background,
+            identity=identity,
+            pod_fact=pod_fact,
+            now=now,
+            pause=self._pause,
+        )
+        self._cold_starts = ColdStarts(
+            kube=kube,
+            view=view,
+            allocator=allocator,
+            metrics=metrics,
+            background=self._background,
+            pod_fact=pod_fact,
+            cold_pod=cold_pod,
+            pause=self._pause,
+        )
         self.demand = Demand(allocator.waiting, now)
         """Callers who were not bound."""
 
@@ -215,8 +184,11 @@ class Sessions:
     def _end_unclaimed(self, request: StartRequest, started: Started) -> None:
         # Whoever named the session can come back for it; else nobody can, and the agent need not wait for its join timeout.
         if not request.keyed:
-            log.info("the caller has gone; the session is ended", extra=_words(request, started.pod))
-            self._spawn(self._end_quietly(started.pod, request.session_id))
+            log.info("the caller has gone; the session is ended", extra=words(request, started.pod))
+            self._background.spawn(self._end_quietly(started))
+
+    async def _end_quietly(self, started: Started) -> None:
+        await self._deliverer.end(started.pod, started.session_id, "cancel")
 
     async def _fly(self, request: StartRequest) -> Started:
         # The flight is registered right after this task is made; nothing of it runs before that.
@@ -224,7 +196,7 @@ class Sessions:
         flight = self._flights[request.key, request.session_id]
         labels = request.key
         began = asyncio.get_running_loop().time()
-        hold: list[_Hold] = []
+        hold: list[Hold] = []
         outcome = "failed"
         try:
             started = await self._attempts(flight, began, hold)
@@ -233,7 +205,7 @@ class Sessions:
             outcome = error.code.lower()
             if isinstance(error, NoWarmAgent | PoolAtCapacity):
                 self.demand.rejected(request.key, request.session_id)
-            log.warning("a start failed: %s", error.detail, extra=_words(request) | {"code": error.code})
+            log.warning("a start failed: %s", error.detail, extra=words(request) | {"code": error.code})
             raise
         except asyncio.CancelledError:
             outcome = "caller_gone"
@@ -242,20 +214,20 @@ class Sessions:
             raise
         finally:
             for held in hold:
-                self._spawn(self._give_up(held, request, for_good=True))
+                self._background.spawn(self._binder.give_up(held, request, for_good=True))
             self._metrics.starts.labels(*labels, outcome).inc()
         self.demand.started(request.key, request.session_id)
         self._metrics.start_seconds.labels(*labels).observe(started.seconds)
         log.info(
             "a session has its agent",
-            extra=_words(request, started.pod)
+            extra=words(request, started.pod)
             | {"seconds": round(started.seconds, 4), "cold_start": started.cold_start},
         )
         if flight.abandoned:
             self._end_unclaimed(request, started)
         return started
 
-    async def _attempts(self, flight: _Flight, began: float, hold: list[_Hold]) -> Started:
+    async def _attempts(self, flight: _Flight, began: float, hold: list[Hold]) -> Started:
         request = flight.request
         pool = self.pool(request.key)
         server = await self._servers.of(pool)
@@ -296,7 +268,7 @@ class Sessions:
                     except BaseException:
                         self._allocator.release(candidate)
                         raise
-                    bound = await self._bind(candidate, pool, request, room, loop.time() - began, hold)
+                    bound = await self._binder.bind(candidate, pool, request, room, loop.time() - began, hold)
                     if bound is None:
                         continue
                     mine.add(bound.uid)
@@ -304,7 +276,7 @@ class Sessions:
                         await self._yield(hold)
                         continue
                     since_bind = loop.time()
-                    refusal = await self._deliver(hold[-1], request, server, room)
+                    refusal = await self._deliverer.deliver(hold[-1], request, server, room)
                     if refusal is None:
                         hold.clear()
                         self._metrics.delivery_seconds.labels(*request.key).observe(loop.time() - since_bind)
@@ -313,9 +285,9 @@ class Sessions:
                     self._metrics.refusals.labels(*request.key, refusal).inc()
                     log.warning(
                         "an agent did not take the session; the next one gets it",
-                        extra=_words(request, bound) | {"code": refusal},
+                        extra=words(request, bound) | {"code": refusal},
                     )
-                    self._spawn(self._give_up(hold.pop(), request, for_good=False))
+                    self._background.spawn(self._binder.give_up(hold.pop(), request, for_good=False))
                     if len(refusals) >= self._options.max_refusals:
                         raise AgentsRefused(
                             f"{len(refusals)} agents of the pool {request.namespace}/{request.pool} in a row did not take the session "
@@ -352,7 +324,7 @@ class Sessions:
         if policy.policy == "Reject":
             raise self._nothing_left(pool, NoWarmAgent("", status=429))
         if policy.policy == "ColdStart":
-            return await self._start_cold(pool, request)
+            return await self._cold_starts.start(pool, request)
         try:
             async with asyncio.timeout(policy.timeout_seconds):
                 return await self._allocator.wait(request.key, request.session_id)
@@ -376,300 +348,6 @@ class Sessions:
             status=error.status,
             retry_after_seconds=retry,
         )
-
-    async def _start_cold(self, pool: PoolFact, request: StartRequest) -> PodFact:
-        """Create a pod for this session alone and wait until it is Ready."""
-        key = request.key
-        live = sum(is_live(pod) for pod in self._view.pods(key)) + self._creating.get(key, 0)
-        if live >= pool.spec.max_pods:
-            raise PoolAtCapacity(
-                f"The pool {key[0]}/{key[1]} has all of its {pool.spec.max_pods} pods (maxPods); none can be started for this call.",
-                retry_after_seconds=5,
-            )
-        created: Json | None = None
-        self._creating[key] = self._creating.get(key, 0) + 1
-        counted = True
-        ready = False
-        try:
-            async with asyncio.timeout(pool.spec.startup.deadline_seconds):
-                created = await self._create(pool, request)
-                self._metrics.cold_starts.labels(*key).inc()
-                if (fact := self._pod_fact(created)) is not None and fact.uid not in {
-                    pod.uid for pod in self._view.pods(key)
-                }:
-                    # Known from now on, so that maxPods counts it once whether or not the informer has seen it.
-                    self._view.pod_seen(fact)
-                self._creating[key] -= 1
-                counted = False
-                pod = await self._allocator.wait(key, request.session_id, only_uid=created["metadata"]["uid"])
-                ready = True
-                return pod
-        except TimeoutError:
-            raise NoWarmAgent(
-                f"The agent that was started for this call in the pool {key[0]}/{key[1]} was not Ready within "
-                f"{pool.spec.startup.deadline_seconds} s (startup.deadlineSeconds).",
-                retry_after_seconds=5,
-            ) from None
-        except KubeApiError as error:
-            raise _cluster_error(error, "create a pod in", pool) from None
-        finally:
-            if counted:
-                self._creating[key] -= 1
-            if created is not None and not ready:
-                self._spawn(self._delete_unbound(key, created))
-
-    async def _create(self, pool: PoolFact, request: StartRequest) -> Json:
-        taken = {pod.name for pod in self._view.pods(request.key)}
-        while True:
-            body = self._cold_pod(pool, request.session_id, taken)
-            try:
-                return await self._kube.create(PODS, pool.namespace, body)
-            except AlreadyExists:
-                taken.add(body["metadata"]["name"])
-            except Unreachable:
-                # The name is the same the next time: if the first one was made after all, this answers AlreadyExists, and that pod is found.
-                name = body["metadata"]["name"]
-                try:
-                    found = await self._kube.get(PODS, pool.namespace, name)
-                except KubeApiError:
-                    await self._pause()
-                    continue
-                fact = self._pod_fact(found)
-                if fact is not None and fact.cold_start == request.session_id:
-                    return found
-                taken.add(name)
-
-    async def _delete_unbound(self, key: PoolKey, created: Json) -> None:
-        """Delete a pod that was started for a caller who has gone; a bind that came first makes this fail, as it must."""
-        metadata = created["metadata"]
-        for _ in range(3):
-            try:
-                pod = await self._kube.get(PODS, key[0], metadata["name"])
-                fact = self._pod_fact(pod)
-                if fact is None or fact.uid != metadata["uid"] or fact.state is not BindState.WARM or fact.deleting:
-                    return
-                await self._kube.delete(PODS, key[0], fact.name, uid=fact.uid, resource_version=fact.resource_version)
-            except Conflict:
-                continue
-            except KubeApiError:
-                return
-            else:
-                return
-
-    # -- the bind ------------------------------------------------------------------------------------------------------------------
-
-    async def _bind(
-        self,
-        pod: PodFact,
-        pool: PoolFact,
-        request: StartRequest,
-        room: str,
-        waited_seconds: float,
-        hold: list[_Hold],
-    ) -> PodFact | None:
-        """Bind a reserved pod; None when it is lost to another, or no longer fit."""
-        now = self._now()
-        operations = bind_patch(
-            pod,
-            session_id=request.session_id,
-            room=room,
-            bound_at=now,
-            bound_by=self._identity,
-            active_deadline_seconds=active_deadline_seconds(pod, pool.spec.session.max_duration_seconds, now),
-            disruption=pool.spec.disruption,
-            drain_seconds=pool.spec.drain_seconds,
-            waited_seconds=waited_seconds,
-        )
-        loop = asyncio.get_running_loop()
-        perhaps_written = False
-        try:
-            while True:
-                began = loop.time()
-                try:
-                    stored = await self._kube.json_patch(PODS, pod.namespace, pod.name, operations)
-                except TooManyRequests as error:
-                    await asyncio.sleep(error.retry_after_seconds)
-                    continue
-                except (Unreachable, ServerFault):
-                    # It may have been written. The same patch again is harmless: it fails where the first one came through.
-                    perhaps_written = True
-                    await self._pause()
-                    continue
-                except (Unprocessable, Conflict, NotFound):
-                    if perhaps_written and (ours := await self._ours(pod, request)) is not None:
-                        hold.append(_Hold(ours))
-                        return ours
-                    self._allocator.lost(pod)
-                    self._metrics.conflicts.labels(*request.key).inc()
-                    return None
-                except KubeApiError as error:
-                    self._allocator.lost(pod)
-                    raise _cluster_error(error, "bind a pod of", pool) from None
-                bound = self._pod_fact(stored)
-                if bound is None:
-                    raise ClusterUnavailable(
-                        f"The API server answered a bind of {pod.namespace}/{pod.name} with something else."
-                    )
-                hold.append(_Hold(bound))
-                self._metrics.bind_seconds.labels(*request.key).observe(loop.time() - began)
-                return bound
-        except asyncio.CancelledError:
-            # The time is up in the middle of a patch; whether it was written is for the next look to say.
-            self._spawn(self._undo_unknown_bind(pod, request))
-            raise
-
-    async def _ours(self, pod: PodFact, request: StartRequest) -> PodFact | None:
-        """The pod as it is now, if this gateway bound it to the session.
-
-        The session alone does not tell: another gateway that was asked for the same one prefers the same pod.
-        """
-        try:
-            stored = await self._kube.get(PODS, pod.namespace, pod.name)
-        except KubeApiError:
-            return None
-        fact = self._pod_fact(stored)
-        bound_by = (stored["metadata"].get("annotations") or {}).get(ANNOTATION_BOUND_BY)
-        if fact is None or fact.uid != pod.uid or fact.session != request.session_id or bound_by != self._identity:
-            return None
-        return fact
-
-    async def _undo_unknown_bind(self, pod: PodFact, request: StartRequest) -> None:
-        await asyncio.sleep(_SETTLE_SECONDS)
-        ours = await self._ours(pod, request)
-        if ours is None:
-            self._allocator.lost(pod)
-        else:
-            await self._give_up(_Hold(ours), request, for_good=True)
-
-    # -- the delivery --------------------------------------------------------------------------------------------------------------
-
-    async def _deliver(self, hold: _Hold, request: StartRequest, server: LiveKitServer, room: str) -> str | None:
-        """Bring the assignment to the agent; None when it was accepted, else why it certainly was not.
-
-        When no answer comes, the agent is asked until the assignment has expired, and is brought it again if it says that it is parked (the same
-        session
-        twice is harmless there). Only past the expiry, from which on agent and LiveKit server refuse it, is the session free for another pod.
-        """
-        expires_at = min(
-            self._now() + timedelta(seconds=self._options.assignment_seconds), _last_delivery(hold.pod, self._now())
-        )
-        while True:
-            hold.sent_until = expires_at
-            match await self._courier.bind(hold.pod, self._order(hold.pod, request, server, room, expires_at)):
-                case Accepted():
-                    return None
-                case Refused(code):
-                    if code == "ALREADY_BOUND":
-                        # Whatever it does, it does not do it for us; it is not ours to delete.
-                        return code
-                    hold.sent_until = None
-                    return code
-                case NotReached():
-                    hold.sent_until = None
-                    return "NOT_REACHED"
-                case Unknown():
-                    pass
-            log.warning("an agent did not answer; it is asked", extra=_words(request, hold.pod))
-            while (left := (expires_at - self._now()).total_seconds()) > 0:
-                status = await self._courier.status(hold.pod)
-                if status is not None and status.has(request.session_id):
-                    return None
-                if status is not None and status.state == "ending":
-                    return "ENDING"
-                if status is not None and status.state == "parked" and left > self._options.status_interval_seconds:
-                    break
-                await asyncio.sleep(min(self._options.status_interval_seconds, max(0.0, left)))
-            else:
-                return await self._after_expiry(hold, request, server, room)
-
-    async def _after_expiry(self, hold: _Hold, request: StartRequest, server: LiveKitServer, room: str) -> str | None:
-        status = await self._courier.status(hold.pod)
-        if status is not None:
-            return None if status.has(request.session_id) else "TIMED_OUT"
-        # It cannot be asked, but it may be in the room for all that.
-        try:
-            present = await self._rooms.has(server, room, agent_identity(request.session_id))
-        except LiveKitUnavailable:
-            present = False
-        return None if present else "TIMED_OUT"
-
-    def _order(
-        self, pod: PodFact, request: StartRequest, server: LiveKitServer, room: str, expires_at: datetime
-    ) -> str:
-        ttl_seconds = (expires_at - self._now()).total_seconds() - self._options.livekit_token_leeway_seconds
-        token = agent_token(server, room=room, identity=agent_identity(request.session_id), ttl_seconds=ttl_seconds)
-        assignment = Assignment(
-            session_id=request.session_id,
-            pool=f"{request.namespace}/{request.pool}",
-            room=room,
-            url=server.url,
-            token=token,
-            body=request.body,
-            traceparent=request.traceparent,
-        )
-        return self._signer.assignment(pod.uid, assignment, expires_at=expires_at)
-
-    # -- pods that are not needed after all ----------------------------------------------------------------------------------------
-
-    async def _give_up(self, hold: _Hold, request: StartRequest, *, for_good: bool) -> None:
-        """See to a pod that was bound here without the session coming to it.
-
-        Args:
-            hold: the pod, and until when an assignment may still be taken by it.
-            request: whose it was.
-            for_good: nobody got the session in its place, so an agent that took it after all is ended (unless its caller may come back).
-        """
-        pod = hold.pod
-        if hold.sent_until is not None:
-            wait_seconds = (hold.sent_until - self._now()).total_seconds() + _SETTLE_SECONDS
-            await asyncio.sleep(max(0.0, wait_seconds))
-            status = await self._courier.status(pod)
-            if status is None:
-                return self._gave_up(pod, request, "left")
-            if status.has(request.session_id):
-                if for_good and request.keyed:
-                    return self._gave_up(pod, request, "kept")
-                await self._end_quietly(pod, request.session_id)
-                return self._gave_up(pod, request, "ended")
-            if status.state != "parked":
-                return self._gave_up(pod, request, "left")
-        deleted = await self._delete_undelivered(pod, request)
-        return self._gave_up(pod, request, "deleted" if deleted else "left")
-
-    def _gave_up(self, pod: PodFact, request: StartRequest, result: str) -> None:
-        self._metrics.abandoned.labels(*request.key, result).inc()
-        log.info("a bound pod was given up", extra=_words(request, pod) | {"result": result})
-
-    async def _delete_undelivered(self, pod: PodFact, request: StartRequest) -> bool:
-        """Delete a pod of which it is certain that its agent has no session; whether that worked."""
-        seen = pod
-        for _ in range(5):
-            try:
-                await self._kube.delete(
-                    PODS, seen.namespace, seen.name, uid=seen.uid, resource_version=seen.resource_version
-                )
-            except Conflict:
-                # The kubelet writes the status all the time; look again whether it is still what it was.
-                again = await self._ours(pod, request)
-                if again is None or again.deleting or not is_live(again):
-                    return again is not None
-                seen = again
-            except NotFound:
-                return True
-            except (Unreachable, ServerFault, TooManyRequests):
-                await self._pause()
-            except KubeApiError:
-                return False
-            else:
-                return True
-        return False
-
-    async def _end_quietly(self, pod: PodFact, session_id: str) -> None:
-        await self._courier.end(pod, self._end_order(pod, session_id, "cancel"))
-
-    def _end_order(self, pod: PodFact, session_id: str, action: Literal["drain", "cancel"]) -> str:
-        expires_at = self._now() + timedelta(seconds=self._options.assignment_seconds)
-        return self._signer.end(pod.uid, session_id, action, expires_at=expires_at)
 
     # -- the same session, elsewhere -----------------------------------------------------------------------------------------------
 
@@ -711,13 +389,13 @@ class Sessions:
             pod.uid not in mine and is_live(pod) for pod in await self.carriers(request.namespace, request.session_id)
         )
 
-    async def _yield(self, hold: list[_Hold]) -> None:
+    async def _yield(self, hold: list[Hold]) -> None:
         held = hold[-1]
         # Nothing was sent to this pod's agent. The delete fails if anything about the pod has changed but its status.
         request = StartRequest(held.pod.namespace, held.pod.pool, held.pod.session or "", keyed=True)
-        deleted = await self._delete_undelivered(held.pod, request)
+        deleted = await self._binder.delete_undelivered(held.pod, request)
         hold.pop()
-        self._gave_up(held.pod, request, "yielded" if deleted else "left")
+        self._binder.gave_up(held.pod, request, "yielded" if deleted else "left")
         await self._pause()
 
     async def _known(self, request: StartRequest, mine: set[str]) -> PodFact | None:
@@ -752,16 +430,16 @@ class Sessions:
                     f"The session {request.session_id} is ending; start a new one with another id or Idempotency-Key."
                 )
             for pod in self._undelivered(live, statuses):
-                if await self._delete_undelivered(pod, request):
+                if await self._binder.delete_undelivered(pod, request):
                     mine.add(pod.uid)
-                    self._gave_up(pod, request, "deleted")
+                    self._binder.gave_up(pod, request, "deleted")
             await self._pause()
 
     def _undelivered(self, live: Sequence[PodFact], statuses: Sequence[AgentStatus | None]) -> Iterator[PodFact]:
         """The pods that another gateway bound and will never deliver to: their agents are parked, and no assignment for them can be good."""
         for pod, status in zip(live, statuses, strict=True):
             if status is not None and status.state == "parked" and not pod.deleting and pod.bound_at is not None:
-                settled_at = _last_delivery(pod, pod.bound_at) + timedelta(seconds=_SETTLE_SECONDS)
+                settled_at = last_delivery(pod, pod.bound_at) + timedelta(seconds=SETTLE_SECONDS)
                 if self._now() > settled_at:
                     yield pod
 
@@ -794,7 +472,7 @@ class Sessions:
         Raises:
             AgentUnreachable: ``drain`` could not be asked for, or ``cancel`` could not be enforced.
         """
-        outcome = await self._courier.end(pod, self._end_order(pod, session_id, mode))
+        outcome = await self._deliverer.end(pod, session_id, mode)
         log.info("a session is ended on request", extra={"session": session_id, "pod": pod.name, "mode": mode})
         if isinstance(outcome, Accepted):
             return
@@ -837,53 +515,13 @@ class Sessions:
 
     async def close(self, *, timeout_seconds: float) -> None:
         """Wait for what still runs in the background (starts, and pods that are given up), then stop it."""
-        tasks = {*self._background, *(flight.task for flight in self._flights.values())}
-        if tasks:
-            _, pending = await asyncio.wait(tasks, timeout=timeout_seconds)
-            for task in pending:
-                task.cancel()
-            await asyncio.gather(*pending, return_exceptions=True)
+        await self._background.close(
+            [flight.task for flight in self._flights.values()], timeout_seconds=timeout_seconds
+        )
 
     async def settled(self) -> None:
         """Wait until nothing runs in the background."""
-        while self._background:
-            await asyncio.gather(*self._background)
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work)
-        self._background.add(task)
-        task.add_done_callback(self._done)
-
-    def _done(self, task: asyncio.Task[None]) -> None:
-        self._background.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("work in the background failed", exc_info=error)
+        await self._background.settled()
 
     async def _pause(self) -> None:
         await asyncio.sleep(0.05 + 0.2 * self._jitter())
-
-
-def _last_delivery(pod: PodFact, otherwise: datetime) -> datetime:
-    """Until when an assignment for a bound pod may be good."""
-    return (pod.bound_at or otherwise) + timedelta(seconds=DELIVERY_DEADLINE_SECONDS)
-
-
-def room_name(namespace: str, pool: str, session_id: str) -> str:
-    """The room of a session. Names of namespaces and pools have no underscore, so no two sessions share a room."""
-    return f"{namespace}_{pool}_{session_id}"
-
-
-def _cluster_error(error: KubeApiError, what: str, pool: PoolFact) -> ClusterUnavailable:
-    where = f"the pool {pool.namespace}/{pool.name}"
-    if isinstance(error, Forbidden):
-        return ClusterUnavailable(f"The gateway's account may not {what} {where}; check the chart's RBAC.")
-    return ClusterUnavailable(
-        f"The Kubernetes API refused to {what} {where} ({type(error).__name__}).", retry_after_seconds=2
-    )
-
-
-def _words(request: StartRequest, pod: PodFact | None = None) -> dict[str, Any]:
-    words: dict[str, Any] = {"session": request.session_id, "namespace": request.namespace, "pool": request.pool}
-    if pod is not None:
-        words["pod"] = pod.name
-    return words

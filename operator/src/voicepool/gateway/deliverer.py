@@ -1,0 +1,124 @@
+"""Brings a session to the agent of a pod that was bound for it, and knows afterwards whether the agent has it.
+
+Invariants: an agent counts as not having the session only after its own word, or past the expiry of everything that it was sent; no assignment is good for
+longer than :data:`~voicepool.binding.DELIVERY_DEADLINE_SECONDS` after the bind, also from a gateway that was frozen before it signed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from typing import Literal
+
+from voicepool.binding import DELIVERY_DEADLINE_SECONDS
+from voicepool.gateway.assignments import Assignment, Signer
+from voicepool.gateway.delivery import Accepted, Courier, NotReached, Outcome, Refused, Unknown
+from voicepool.gateway.errors import LiveKitUnavailable
+from voicepool.gateway.livekit import LiveKitServer, Rooms, agent_identity, agent_token
+from voicepool.gateway.options import GatewayOptions
+from voicepool.gateway.requests import Hold, StartRequest, words
+from voicepool.model import PodFact
+
+log = logging.getLogger("voicepool.gateway")
+
+SETTLE_SECONDS = 2.0
+"""Past an assignment's expiry, before its agent is taken at its word that it never got it: the two clocks are not one."""
+
+
+def last_delivery(pod: PodFact, otherwise: datetime) -> datetime:
+    """Until when an assignment for a bound pod may be good."""
+    return (pod.bound_at or otherwise) + timedelta(seconds=DELIVERY_DEADLINE_SECONDS)
+
+
+class Deliverer:
+    """Delivers.
+
+    Args:
+        courier: talks to agents.
+        signer: signs their orders.
+        rooms: the LiveKit rooms, to look for an agent that does not answer.
+        options: times and limits.
+        now: the current time, with its zone.
+    """
+
+    def __init__(
+        self, *, courier: Courier, signer: Signer, rooms: Rooms, options: GatewayOptions, now: Callable[[], datetime]
+    ) -> None:
+        self._courier = courier
+        self._signer = signer
+        self._rooms = rooms
+        self._options = options
+        self._now = now
+
+    async def deliver(self, hold: Hold, request: StartRequest, server: LiveKitServer, room: str) -> str | None:
+        """Bring the assignment to the agent; None when it was accepted, else why it certainly was not.
+
+        When no answer comes, the agent is asked until the assignment has expired, and is brought it again if it says that it is parked (the same
+        session
+        twice is harmless there). Only past the expiry, from which on agent and LiveKit server refuse it, is the session free for another pod.
+        """
+        expires_at = min(
+            self._now() + timedelta(seconds=self._options.assignment_seconds), last_delivery(hold.pod, self._now())
+        )
+        while True:
+            hold.sent_until = expires_at
+            match await self._courier.bind(hold.pod, self._order(hold.pod, request, server, room, expires_at)):
+                case Accepted():
+                    return None
+                case Refused(code):
+                    if code == "ALREADY_BOUND":
+                        # Whatever it does, it does not do it for us; it is not ours to delete.
+                        return code
+                    hold.sent_until = None
+                    return code
+                case NotReached():
+                    hold.sent_until = None
+                    return "NOT_REACHED"
+                case Unknown():
+                    pass
+            log.warning("an agent did not answer; it is asked", extra=words(request, hold.pod))
+            while (left := (expires_at - self._now()).total_seconds()) > 0:
+                status = await self._courier.status(hold.pod)
+                if status is not None and status.has(request.session_id):
+                    return None
+                if status is not None and status.state == "ending":
+                    return "ENDING"
+                if status is not None and status.state == "parked" and left > self._options.status_interval_seconds:
+                    break
+                await asyncio.sleep(min(self._options.status_interval_seconds, max(0.0, left)))
+            else:
+                return await self._after_expiry(hold, request, server, room)
+
+    async def _after_expiry(self, hold: Hold, request: StartRequest, server: LiveKitServer, room: str) -> str | None:
+        status = await self._courier.status(hold.pod)
+        if status is not None:
+            return None if status.has(request.session_id) else "TIMED_OUT"
+        # It cannot be asked, but it may be in the room for all that.
+        try:
+            present = await self._rooms.has(server, room, agent_identity(request.session_id))
+        except LiveKitUnavailable:
+            present = False
+        return None if present else "TIMED_OUT"
+
+    def _order(
+        self, pod: PodFact, request: StartRequest, server: LiveKitServer, room: str, expires_at: datetime
+    ) -> str:
+        ttl_seconds = (expires_at - self._now()).total_seconds() - self._options.livekit_token_leeway_seconds
+        token = agent_token(server, room=room, identity=agent_identity(request.session_id), ttl_seconds=ttl_seconds)
+        assignment = Assignment(
+            session_id=request.session_id,
+            pool=f"{request.namespace}/{request.pool}",
+            room=room,
+            url=server.url,
+            token=token,
+            body=request.body,
+            traceparent=request.traceparent,
+        )
+        return self._signer.assignment(pod.uid, assignment, expires_at=expires_at)
+
+    async def end(self, pod: PodFact, session_id: str, mode: Literal["drain", "cancel"]) -> Outcome:
+        """Bring the order to end a session."""
+        expires_at = self._now() + timedelta(seconds=self._options.assignment_seconds)
+        return await self._courier.end(pod, self._signer.end(pod.uid, session_id, mode, expires_at=expires_at))

@@ -1,0 +1,63 @@
+"""What a start is about, in words that all parts of the gateway share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from voicepool.gateway.livekit import LiveKitServer
+from voicepool.gateway.view import PoolKey
+from voicepool.model import PodFact
+
+
+@dataclass(frozen=True, slots=True)
+class StartRequest:
+    """Somebody wants an agent."""
+
+    namespace: str
+    pool: str
+    session_id: str
+    keyed: bool
+    """The caller may send the same session again, here or to another gateway."""
+    body: Any = field(default=None, repr=False)
+    traceparent: str | None = None
+
+    @property
+    def key(self) -> PoolKey:
+        """The pool."""
+        return (self.namespace, self.pool)
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A session that an agent has taken."""
+
+    session_id: str
+    pod: PodFact
+    room: str
+    server: LiveKitServer
+    cold_start: bool
+    seconds: float
+
+
+@dataclass(slots=True)
+class Hold:
+    """A pod that was bound for a session whose agent has not accepted yet."""
+
+    pod: PodFact
+    sent_until: datetime | None = None
+    """The expiry of the last assignment that may have arrived; None: none was sent."""
+
+
+def room_name(namespace: str, pool: str, session_id: str) -> str:
+    """The room of a session. Names of namespaces and pools have no underscore, so no two sessions share a room."""
+    return f"{namespace}_{pool}_{session_id}"
+
+
+def words(request: StartRequest, pod: PodFact | None = None) -> dict[str, Any]:
+    """The fields of a log line about a start."""
+    fields: dict[str, Any] = {"session": request.session_id, "namespace": request.namespace, "pool": request.pool}
+    if pod is not None:
+        fields["pod"] = pod.name
+    return fields

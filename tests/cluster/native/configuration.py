@@ -309,6 +309,8 @@ def kube_controller_manager(plan: Plan) -> Component:
         f"--cluster-signing-key-file={pki}/ca.key",
         "--use-service-account-credentials",
         "--leader-elect=false",
+        # Default 15 s: a test would wait for nothing else.
+        "--horizontal-pod-autoscaler-sync-period=1s",
         # Each controller fetches a token at the start; at the default rate that alone takes five seconds.
         "--kube-api-qps=200",
         "--kube-api-burst=400",

@@ -16,7 +16,6 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import aiohttp
 import pytest
@@ -26,6 +25,7 @@ from tests.cluster.errors import ClusterError
 from tests.cluster.test_operator_control_plane import Operator, api, namespace, operator
 from tests.cluster.tool import Cluster
 from tests.e2e.livekit_server import free_port
+from tests.unit.documentation import documents
 from voicepool.gateway.custom_metrics import API_GROUP, API_VERSION, METRIC, RESOURCE
 from voicepool.kube.api import POOLS, Json
 
@@ -33,7 +33,9 @@ pytestmark = pytest.mark.control_plane
 
 __all__ = ["api", "namespace", "operator"]  # fixtures
 
-CHART = Path(__file__).parents[2] / "helm" / "voicepool"
+ROOT = Path(__file__).parents[2]
+CHART = ROOT / "helm" / "voicepool"
+OPERATIONS = ROOT / "docs" / "operations.md"
 WAIT_SECONDS = 120.0
 """kube-controller-manager looks for new kinds of objects each 30 s."""
 GATEWAYS = ("gateway-a", "gateway-b")
@@ -214,30 +216,14 @@ class Autoscaler:
     def __init__(self, cluster: Cluster, operator: Operator) -> None:
         self.cluster, self.operator = cluster, operator
 
-    def apply(self, pool: str = "demo", **spec: Any) -> None:
-        target = {"apiVersion": "voicepool.dev/v1alpha1", "kind": "VoiceAgentPool", "name": pool}
-        metric = {
-            "describedObject": target,
-            "metric": {"name": METRIC},
-            "target": {"type": "AverageValue", "averageValue": "1"},
-        }
-        self.cluster.apply(
-            json.dumps(
-                {
-                    "apiVersion": "autoscaling/v2",
-                    "kind": "HorizontalPodAutoscaler",
-                    "metadata": {"name": pool, "namespace": self.operator.namespace},
-                    "spec": {
-                        "scaleTargetRef": target,
-                        "minReplicas": 1,
-                        "maxReplicas": 20,
-                        "metrics": [{"type": "Object", "object": metric}],
-                        "behavior": {"scaleDown": {"stabilizationWindowSeconds": 0}},
-                        **spec,
-                    },
-                }
-            )
-        )
+    def apply(self, pool: str = "demo") -> None:
+        [document] = [item for item in documents(OPERATIONS) if item.get("kind") == "HorizontalPodAutoscaler"]
+        document["metadata"] |= {"name": pool, "namespace": self.operator.namespace}
+        spec = document["spec"]
+        for target in (spec["scaleTargetRef"], spec["metrics"][0]["object"]["describedObject"]):
+            target["name"] = pool
+        spec["behavior"]["scaleDown"]["stabilizationWindowSeconds"] = 0
+        self.cluster.apply(json.dumps(document))
 
     async def replicas(self, pool: str = "demo") -> int:
         return int((await self.operator.api.get(POOLS, self.operator.namespace, pool))["spec"]["replicas"])

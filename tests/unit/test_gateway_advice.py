@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import httpx
 import pytest
 from aiohttp import web
+from tests.unit.documentation import documents
 from tests.unit.fakes import NAMESPACE, POOL
-from tests.unit.gateways import AUTHORIZED, SCOPED_KEY, Gateway, World, world
+from tests.unit.gateways import API_KEY, AUTHORIZED, SCOPED_KEY, Gateway, World, world
 
 from voicepool.gateway.advice import Advisor
 from voicepool.gateway.demand import MOST, Demand
@@ -89,6 +91,23 @@ async def test_the_recommendation_comes_with_all_that_it_follows_from(here: Worl
         },
         "gateways": {"known": 1, "answered": 1},
     }
+
+
+async def test_the_documentation_shows_these_numbers_and_keda_finds_them(here: World) -> None:
+    pages = documents(Path(__file__).parents[2] / "docs" / "operations.md")
+    here.pool(headroom={})
+    gateway = await here.gateway()
+    [shown] = [page for page in pages if "recommendedReplicas" in page]
+    answer = await said(gateway)
+    assert shown.keys() == answer.keys()
+    assert shown["headroom"].keys() == answer["headroom"].keys()
+    [scaled] = [page for page in pages if page.get("kind") == "ScaledObject"]
+    asked = scaled["spec"]["triggers"][0]["metadata"]
+    url = httpx.URL(asked["url"].replace("default", NAMESPACE).replace("support-line", POOL))
+    assert url.path == PATH
+    headers = {asked["keyParamName"]: API_KEY}
+    value = (await gateway.client.get(url.path, headers=headers)).json()[asked["valueLocation"]]
+    assert isinstance(value, int)
 
 
 async def test_a_pool_without_headroom_has_no_recommendation(here: World) -> None:

@@ -97,6 +97,16 @@ class Release:
         made.write_text(yaml.safe_dump(config))
         return made
 
+    def writes(self, account: str) -> list[str]:
+        """What an account has written, by the audit log."""
+        user = f"system:serviceaccount:{self.namespace}:{account}"
+        events = [json.loads(line) for line in self.cluster.audit_log.read_text().splitlines()]
+        return [
+            f"{event['verb']} {event['requestURI']}"
+            for event in events
+            if event["user"]["username"] == user and event["verb"] not in ("get", "list", "watch")
+        ]
+
     def endpoint(self, service: str, port_name: str, pod: str, port: int) -> None:
         """Have a Service lead here, as the endpoints controller does for a pod that runs."""
         self.cluster.apply(
@@ -268,7 +278,7 @@ async def test_an_autoscaler_follows_the_calls_up_and_down_and_ends_none(
 
 
 async def test_callers_who_wait_at_any_gateway_are_seen_by_the_autoscaler(
-    gateways: list[Gateway], operator: Operator, autoscaler: Autoscaler
+    release: Release, gateways: list[Gateway], operator: Operator, autoscaler: Autoscaler
 ) -> None:
     await operator.apply(replicas=1, maxPods=4, headroom={}, onEmpty={"policy": "Queue", "timeoutSeconds": 300})
     await operator.wait_for_unbound(1)
@@ -291,6 +301,7 @@ async def test_callers_who_wait_at_any_gateway_are_seen_by_the_autoscaler(
         assert metrics["recommendedReplicas"] == 3 + 3
         await autoscaler.wait_for(lambda replicas: replicas == 6)
         assert not [caller for caller in callers if caller.done()]
+        assert release.writes("voicepool-gateway") == []
     finally:
         for caller in callers:
             caller.cancel()

@@ -177,7 +177,7 @@ class Controller:
         pools: filled by the caller with watch events; the controller lists now and then.
         pod_settings: what every agent pod gets.
         metrics: where to count.
-        now: the time, with a time zone.
+        now: the time by the API server's clock, with a time zone.
         settings: see there.
         recorder: writes Events; None writes none.
         may_write: asked before a pool is taken up; False leaves it alone, since somebody else works now.

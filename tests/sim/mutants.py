@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 from unittest.mock import patch
 
+from voicepool.kube.clock import ServerClock
 from voicepool.kube.informer import Informer
 
 from .server import Server
@@ -50,9 +51,16 @@ def _lists_that_do_not_replace() -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def _clocks_that_are_believed() -> Iterator[None]:
+    with patch.object(ServerClock, "heard", lambda self, date, asked_at: None):
+        yield
+
+
 MUTANTS: dict[str, Callable[[], contextlib.AbstractContextManager[None]]] = {
     "none": contextlib.nullcontext,
     "delete": _deletes_without_preconditions,
     "bind": _binds_that_test_nothing,
+    "clock": _clocks_that_are_believed,
     "replace": _lists_that_do_not_replace,
 }

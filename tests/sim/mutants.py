@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 from unittest.mock import patch
 
+from voicepool import controller
+from voicepool.kube.clock import ServerClock
 from voicepool.kube.informer import Informer
 
 from .server import Server
@@ -50,9 +52,23 @@ def _lists_that_do_not_replace() -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def _clocks_that_are_believed() -> Iterator[None]:
+    with patch.object(ServerClock, "heard", lambda self, date, asked_at: None):
+        yield
+
+
+@contextlib.contextmanager
+def _status_at_any_price() -> Iterator[None]:
+    with patch.object(controller, "STATUS_INTERVAL_MAX_SECONDS", controller.STATUS_INTERVAL_SECONDS):
+        yield
+
+
 MUTANTS: dict[str, Callable[[], contextlib.AbstractContextManager[None]]] = {
     "none": contextlib.nullcontext,
     "delete": _deletes_without_preconditions,
     "bind": _binds_that_test_nothing,
+    "clock": _clocks_that_are_believed,
     "replace": _lists_that_do_not_replace,
+    "status": _status_at_any_price,
 }

@@ -17,6 +17,7 @@ from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from email.utils import format_datetime
 from enum import Enum, auto
 from typing import Any, Literal, Protocol, TypeVar
 
@@ -35,16 +36,18 @@ from voicepool.kube.api import (
     Unreachable,
     WatchEvent,
 )
+from voicepool.kube.clock import ServerClock
 
 from .loop import Process
+from .semantics import json_patch, merge_patch, selects
 
 T = TypeVar("T")
 Key = tuple[str, str]
-_MISSING = object()
 
-BOOKMARK_SECONDS = 120.0
-REFUSED_IMAGE = "refused"
-"""A pod with this image is invalid, so that a template can be."""
+BOOKMARK_SECONDS = 60.0
+BOOKMARK_BEFORE_END_SECONDS = 2.0
+REFUSED_IMAGE = "refused "
+"""The space makes a pod with this image invalid, so that a template can be."""
 FOREGROUND = "foregroundDeletion"
 
 
@@ -84,6 +87,10 @@ class Server:
         """Of the last write."""
         return len(self.log)
 
+    def date(self) -> str:
+        """The time as HTTP tells it."""
+        return format_datetime(self._now(), usegmt=True)
+
     def all(self, resource: Resource) -> list[Json]:
         """Every object of a kind."""
         return list(self._objects[resource.plural].values())
@@ -109,6 +116,7 @@ class Server:
         at_revision: int | None = None,
     ) -> Json:
         """One page; all pages of a list show one revision."""
+        selects(selector, None)
         if continue_token:
             revision, rest, limit = self._pages[continue_token]
             if revision < self.compacted:
@@ -134,18 +142,18 @@ class Server:
         """Store a new object."""
         obj = copy.deepcopy(dict(body))
         metadata = obj["metadata"]
-        if resource == PODS and any(
-            container.get("image") == REFUSED_IMAGE for container in obj["spec"].get("containers") or ()
-        ):
-            raise Unprocessable('Pod is invalid: spec.containers[0].image: Invalid value: "refused"', status=422)
+        for container in obj["spec"].get("containers") or () if resource == PODS else ():
+            if container["image"] != container["image"].strip():
+                words = f"Pod is invalid: spec.containers[0].image: Invalid value: {container['image']!r}"
+                raise Unprocessable(words, status=422, reason="Invalid")
         if (namespace, metadata["name"]) in self._objects[resource.plural]:
             raise AlreadyExists(f'"{metadata["name"]}" already exists', status=409, reason="AlreadyExists")
         metadata.update(namespace=namespace, uid=f"uid-{next(self._uids)}", creationTimestamp=_second(self._now()))
+        metadata["generation"] = 1
+        obj.pop("status", None)
         if resource == PODS:
             obj["status"] = {"phase": "Pending"}
-        else:
-            metadata["generation"] = 1
-            obj.pop("status", None)
+        _drop_empty(metadata)
         return obj if dry_run else self._store("ADDED", resource, None, obj, actor)
 
     def json_patch(
@@ -153,10 +161,7 @@ class Server:
     ) -> Json:
         """All operations, or none of them."""
         old = self.find(resource, namespace, name)
-        new = copy.deepcopy(old)
-        for operation in operations:
-            _apply(new, operation)
-        return self._update(resource, old, new, actor)
+        return self._update(resource, old, json_patch(old, operations), actor)
 
     def merge_patch(
         self,
@@ -167,17 +172,18 @@ class Server:
         actor: str,
         subresource: str | None,
     ) -> Json:
-        """RFC 7386. The status is only reached as a subresource, and nothing else that way."""
+        """RFC 7386. The status is only reached as a subresource, and nothing else that way, nor looked at; scale is the warm target alone."""
         old = self.find(resource, namespace, name)
-        uid = (body.get("metadata") or {}).get("uid", old["metadata"]["uid"])
-        if uid != old["metadata"]["uid"]:
-            raise Conflict("Precondition failed: UID in precondition", status=409, reason="Conflict")
-        new = copy.deepcopy(old)
+        sent = body.get("metadata") or {}
+        if sent.get("resourceVersion", old["metadata"]["resourceVersion"]) != old["metadata"]["resourceVersion"]:
+            raise Conflict("the object has been modified; please apply your changes to the latest version", status=409)
         if subresource == "status":
-            _merge(new.setdefault("status", {}), body.get("status") or {})
+            new = merge_patch(old, {"status": body.get("status") or {}})
             return self._replace(resource, old, new, actor)
-        _merge(new, body)
-        return self._update(resource, old, new, actor)
+        if subresource == "scale":
+            new = merge_patch(old, {"spec": {"replicas": body["spec"]["replicas"]}})
+            return _scale(self._update(resource, old, new, actor))
+        return self._update(resource, old, merge_patch(old, body), actor)
 
     def delete(
         self,
@@ -200,18 +206,29 @@ class Server:
         ):
             if wanted is not None and wanted != there:
                 raise Conflict(f"Precondition failed: {what} in precondition: {wanted}", status=409, reason="Conflict")
+        before = metadata.get("deletionGracePeriodSeconds")
         grace = 0
-        if resource == PODS and "nodeName" in old["spec"] and old["status"]["phase"] not in ("Succeeded", "Failed"):
+        if before is not None and grace_period_seconds is None:
+            # Whoever says nothing agrees with what was said.
+            grace = before
+        elif resource == PODS and "nodeName" in old["spec"] and old["status"]["phase"] not in ("Succeeded", "Failed"):
             default = old["spec"].get("terminationGracePeriodSeconds", 30)
             grace = default if grace_period_seconds is None else grace_period_seconds
         if grace == 0 and not metadata.get("finalizers") and not foreground:
             self._store("DELETED", resource, old, copy.deepcopy(old), actor)
             return
-        if "deletionTimestamp" in metadata and grace >= metadata.get("deletionGracePeriodSeconds", 0):
+        if before is not None and grace >= before:
             return
         new = copy.deepcopy(old)
-        new["metadata"]["deletionTimestamp"] = _second(self._now() + timedelta(seconds=grace))
+        # A shorter grace counts from the first request, too.
+        asked_at = (
+            self._now()
+            if before is None
+            else datetime.fromisoformat(metadata["deletionTimestamp"]) - timedelta(seconds=before)
+        )
+        new["metadata"]["deletionTimestamp"] = _second(asked_at + timedelta(seconds=grace))
         new["metadata"]["deletionGracePeriodSeconds"] = grace
+        new["metadata"]["generation"] += before is None
         if foreground:
             new["metadata"].setdefault("finalizers", []).append(FOREGROUND)
         self._store("MODIFIED", resource, old, new, actor)
@@ -273,15 +290,22 @@ class Server:
 
     def _update(self, resource: Resource, old: Json, new: Json, actor: str) -> Json:
         """A write to the main resource: not to the status, and for a pod hardly to the spec."""
+        new.pop("status", None)
         if "status" in old:
             new["status"] = old["status"]
+        metadata = new["metadata"]
+        _drop_empty(metadata)
+        if metadata["uid"] != old["metadata"]["uid"]:
+            raise Unprocessable("metadata.uid: Invalid value: field is immutable", status=422, reason="Invalid")
         if resource == PODS:
             spec_before, spec_after = dict(old["spec"]), dict(new["spec"])
             before, after = (spec.pop("activeDeadlineSeconds", None) for spec in (spec_before, spec_after))
             if spec_before != spec_after or (before is not None and (after is None or after > before)):
                 raise Unprocessable("Pod is invalid: spec: Forbidden: pod updates may not change fields", status=422)
-        elif new.get("spec") != old.get("spec"):
-            new["metadata"]["generation"] = old["metadata"]["generation"] + 1
+        if new.get("spec") != old.get("spec"):
+            metadata["generation"] = old["metadata"]["generation"] + 1
+        if metadata.get("deletionGracePeriodSeconds") == 0 and "finalizers" not in metadata:
+            return self._store("DELETED", resource, old, new, actor)
         return self._replace(resource, old, new, actor)
 
     def _replace(self, resource: Resource, old: Json, new: Json, actor: str) -> Json:
@@ -365,12 +389,20 @@ class Network(Protocol):
 
 
 class Client:
-    """The way of one process to the server; see the module."""
+    """The way of one process to the server; see the module.
 
-    def __init__(self, server: Server, network: Network, process: Process) -> None:
+    Args:
+        server: the truth.
+        network: what is between.
+        process: whose way it is.
+        clock: told the time by every answer.
+    """
+
+    def __init__(self, server: Server, network: Network, process: Process, clock: ServerClock | None = None) -> None:
         self._server = server
         self._network = network
         self._process = process
+        self._clock = clock or ServerClock()
 
     async def get(self, resource: Resource, namespace: str | None, name: str) -> Json:
         """See `KubeApi`."""
@@ -416,7 +448,7 @@ class Client:
             raise Gone("too old resource version", status=410, reason="Expired")
         loop = asyncio.get_running_loop()
         ends = loop.time() + timeout_seconds
-        bookmark = loop.time() + BOOKMARK_SECONDS
+        bookmark = min(loop.time() + BOOKMARK_SECONDS, ends - BOOKMARK_BEFORE_END_SECONDS)
         waker = self._server.waker()
         try:
             while loop.time() < ends:
@@ -507,6 +539,7 @@ class Client:
     async def _call(self, verb: str, words: str, do: Callable[[], T]) -> T:
         self._still_alive()
         fate, seconds = self._network.call(self._process, verb, words)
+        asked_at = self._clock.monotonic()
         await asyncio.sleep(seconds)
         self._still_alive()
         if fate is Fate.LOST_BEFORE or self._network.down():
@@ -522,6 +555,7 @@ class Client:
             asyncio.get_running_loop().call_later(seconds * 10, _quietly, do)
             raise Unreachable("timed out")
         try:
+            date = self._server.date()
             result = do()
         finally:
             if fate is Fate.CRASH_AFTER:
@@ -532,6 +566,7 @@ class Client:
             raise Unreachable("connection reset")
         if fate is Fate.FAILED_AFTER:
             raise ServerFault("etcdserver: request timed out", status=500)
+        self._clock.heard(date, asked_at)
         return result
 
     def _still_alive(self) -> None:
@@ -554,54 +589,32 @@ def _event(change: Change, resource: Resource, namespace: str | None, selector: 
     after = change.kind != "DELETED" and _selected(change.new, selector)
     if not before and not after:
         return None
-    kind: Any = "MODIFIED" if before and after else "ADDED" if after else "DELETED"
-    return WatchEvent(kind, change.new)
+    if not after:
+        # As it was when it still matched, in the version in which it ceased to.
+        last = change.old or change.new
+        version = change.new["metadata"]["resourceVersion"]
+        return WatchEvent("DELETED", {**last, "metadata": last["metadata"] | {"resourceVersion": version}})
+    return WatchEvent("MODIFIED" if before else "ADDED", change.new)
 
 
 def _selected(obj: Json, selector: str) -> bool:
-    labels = obj["metadata"].get("labels") or {}
-    for part in filter(None, selector.split(",")):
-        name, equals, value = part.partition("=")
-        if name not in labels or (equals and labels[name] != value):
-            return False
-    return True
+    return selects(selector, obj["metadata"].get("labels"))
 
 
-def _apply(obj: Json, operation: Mapping[str, Any]) -> None:
-    """One operation of RFC 6902; a test for null passes where the key is absent, as on a real API server."""
-    parts = [part.replace("~1", "/").replace("~0", "~") for part in operation["path"].split("/")[1:]]
-    parent: Any = obj
-    try:
-        for part in parts[:-1]:
-            parent = parent[int(part) if isinstance(parent, list) else part]
-        key: Any = int(parts[-1]) if isinstance(parent, list) else parts[-1]
-        there = parent[key] if isinstance(parent, list) else parent.get(key, _MISSING)
-    except (KeyError, IndexError, ValueError):
-        raise Unprocessable(f"the path {operation['path']} is missing", status=422) from None
-    match operation["op"]:
-        case "test":
-            if (None if there is _MISSING else there) != operation["value"]:
-                raise Unprocessable(f"testing value {operation['path']} failed", status=422)
-        case "add":
-            parent[key] = copy.deepcopy(operation["value"])
-        case "replace" | "remove" if there is _MISSING:
-            raise Unprocessable(f"the path {operation['path']} is missing", status=422)
-        case "replace":
-            parent[key] = copy.deepcopy(operation["value"])
-        case "remove":
-            del parent[key]
-        case other:
-            raise Unprocessable(f"unknown operation {other}", status=422)
+def _drop_empty(metadata: Json) -> None:
+    for name in ("labels", "annotations", "ownerReferences", "finalizers"):
+        if not metadata.get(name, True):
+            del metadata[name]
 
 
-def _merge(into: Json, change: Mapping[str, Any]) -> None:
-    for name, value in change.items():
-        if isinstance(value, Mapping) and isinstance(into.get(name), dict):
-            _merge(into[name], value)
-        elif value is None:
-            into.pop(name, None)
-        else:
-            into[name] = copy.deepcopy(value)
+def _scale(obj: Json) -> Json:
+    status = obj.get("status") or {}
+    return {
+        "kind": "Scale",
+        "metadata": obj["metadata"],
+        "spec": {"replicas": obj["spec"]["replicas"]},
+        "status": {name: status[name] for name in ("replicas", "selector") if name in status},
+    }
 
 
 def _second(moment: datetime) -> str:

@@ -130,10 +130,7 @@ def _trouble_in_the_sky(world: World) -> None:
             world.tell("world", "the weather changes")
         case 3:
             process = world.processes[chance.choice(sorted(world.processes))]
-            # Assignments are good for seconds by the clocks of gateway and agent; an operator's clock may be anywhere.
-            far = 3600.0 if process.name.startswith("operator") else 1.5
-            process.clock_offset_seconds = chance.uniform(-far, far)
-            world.clock_was_wrong |= process.name.startswith("operator")
+            process.clock_offset_seconds = chance.uniform(-3600.0, 3600.0)
             world.tell(process.name, f"has a clock that is {process.clock_offset_seconds:+.1f} s off")
         case _:
             world.server.collect_garbage()

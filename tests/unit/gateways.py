@@ -18,9 +18,10 @@ from tests.unit.fakes import NAMESPACE, Agents, FakeKube, FakeRooms, pod_object,
 from voicepool.gateway.app import create_app
 from voicepool.gateway.assignments import Signer
 from voicepool.gateway.options import GatewayOptions
-from voicepool.gateway.server import running, utc_now
+from voicepool.gateway.server import running
 from voicepool.gateway.services import Services
 from voicepool.kube.api import PODS, POOLS, KubeApi
+from voicepool.kube.clock import utc_now
 from voicepool.settings import GatewaySettings
 
 API_KEY = "canary-api-key-for-all-pools"
@@ -70,6 +71,7 @@ class World:
                 settings(self.folder),
                 Signer.from_file(self.folder / "private.pem", utc_now),
                 GatewayOptions(**chosen),
+                now=utc_now,
                 rooms=self.rooms,
             )
         )

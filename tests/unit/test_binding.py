@@ -203,13 +203,13 @@ def test_there_is_no_patch_for_a_pod_that_is_not_ready() -> None:
         patch_of(pod(1))
 
 
-def test_the_deadline_counts_from_the_start_of_the_pod() -> None:
-    old = ready(1, started_at=NOW - timedelta(hours=3))
-    fresh = replace(old, started_at=NOW)
+def test_the_deadline_counts_from_the_creation_of_the_pod() -> None:
+    old = ready(1, created_at=NOW - timedelta(hours=3))
+    fresh = replace(old, created_at=NOW)
     assert active_deadline_seconds(old, 600, NOW) - active_deadline_seconds(fresh, 600, NOW) == 3 * 3600
     assert active_deadline_seconds(fresh, 600, NOW) > 600
 
 
 def test_a_clock_that_is_behind_does_not_shorten_a_session() -> None:
-    ahead = ready(1, started_at=NOW + timedelta(minutes=5))
+    ahead = ready(1, created_at=NOW + timedelta(minutes=5))
     assert active_deadline_seconds(ahead, 600, NOW) > 600

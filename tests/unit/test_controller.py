@@ -637,3 +637,28 @@ class TestDrain:
         async with running(server) as it:
             await self.deleted_with_a_call(server, it, drain_seconds="60")
             await until(lambda: it.value("voicepool_write_conflicts_total", operation="drain") == 1)
+
+
+async def test_a_status_is_made_anew_when_the_pool_has_changed_meanwhile(server: ApiServer) -> None:
+    put_pool(server)
+    async with running(server) as it:
+        await until(lambda: len(server.names(PODS)) == 2)
+        # No watch shows that: the next write of the status is refused, and then the pool is read.
+        server.change(POOLS, "demo", metadata={"generation": 2}, spec={"replicas": 3})
+        for name in server.names(PODS):
+            it.become_warm(name)
+        await until(lambda: it.status().get("observedGeneration") == 2)
+        assert it.value("voicepool_write_conflicts_total", operation="status") >= 1
+        await until(lambda: len(server.names(PODS)) == 3)
+
+
+async def test_a_pool_of_the_same_name_is_not_given_the_status_of_the_one_before(server: ApiServer) -> None:
+    put_pool(server)
+    async with running(server) as it:
+        await until(lambda: it.status().get("replicas") == 2)
+        server.vanish(POOLS, "demo")
+        put_pool(server, replicas=1)
+        await it.controller.reconcile(KEY)
+        it.become_warm(server.names(PODS)[0])
+        await until(lambda: it.value("voicepool_write_conflicts_total", operation="status") >= 1)
+        await until(lambda: it.status().get("replicas") == 1)

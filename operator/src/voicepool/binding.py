@@ -99,8 +99,15 @@ def active_deadline_seconds(pod: PodFact, max_duration_seconds: int, now: dateti
     """``spec.activeDeadlineSeconds`` for a session of at most ``max_duration_seconds`` that begins now.
 
     Kubernetes counts from ``status.startTime``, not from the bind, so the pod's age is added. A deadline can be lowered later, never raised.
+    The age is taken from the creation: ``startTime`` is by the clock of a node, and were that ahead, the deadline would cut the session. What it
+    costs is that a pod which waited for a node is stopped that much later, if its agent does not end the session itself.
+
+    Args:
+        pod: to be bound.
+        max_duration_seconds: of the session.
+        now: by the API server's clock, as the creation is.
     """
-    age_seconds = max(0.0, (now - (pod.started_at or pod.created_at)).total_seconds())
+    age_seconds = max(0.0, (now - pod.created_at).total_seconds())
     return math.ceil(age_seconds) + max_duration_seconds + ACTIVE_DEADLINE_MARGIN_SECONDS
 
 

@@ -3,7 +3,8 @@
 The only writer of the operator; :meth:`Controller.watch` writes nothing and runs everywhere, :meth:`Controller.work` runs where the Lease is.
 Invariants: it decides nothing by itself; every delete carries the preconditions of its plan, and a create or
 delete that lost a race is dropped quietly, since the next look sees what happened; its own writes are in the pods' copy before the pool is
-planned again; the status is written only when it changed, and not more often than every :data:`STATUS_INTERVAL_SECONDS` for one pool.
+planned again; the status is written only when it changed, in the version of the pool that it was made from, and not more often than every
+:data:`STATUS_INTERVAL_SECONDS` for one pool.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import dataclasses
 import logging
 import random
 from collections import Counter, defaultdict
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, TypeVar
@@ -61,6 +62,8 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 STATUS_INTERVAL_SECONDS = 1.0
+STATUS_INTERVAL_MAX_SECONDS = 300.0
+"""Where somebody else writes another status each time: the interval doubles up to this."""
 TEMPLATE_RECHECK_SECONDS = 15.0
 """A refusal can have a cause outside of the template (a quota, a missing service account), so it is asked about again."""
 SLOW_START_FIRST = 2
@@ -168,6 +171,17 @@ class _Verdict:
     checked_at: float
 
 
+@dataclass(frozen=True, slots=True)
+class _StatusWrite:
+    """The last time we wrote a pool's status."""
+
+    at: float
+    interval_seconds: float
+    """How long we had waited since the one before, at least."""
+    status: Json | None
+    """None where it is not known whether it was stored."""
+
+
 class Controller:
     """Keeps all pools at what their specs say.
 
@@ -177,7 +191,7 @@ class Controller:
         pools: filled by the caller with watch events; the controller lists now and then.
         pod_settings: what every agent pod gets.
         metrics: where to count.
-        now: the time, with a time zone.
+        now: the time by the API server's clock, with a time zone.
         settings: see there.
         recorder: writes Events; None writes none.
         may_write: asked before a pool is taken up; False leaves it alone, since somebody else works now.
@@ -217,7 +231,7 @@ class Controller:
         self._asked_for_at: dict[str, float] = {}
         """Pods that are not warm yet, by uid, and when we asked for them."""
         self._verdicts: dict[Key, _Verdict] = {}
-        self._status_written_at: dict[Key, float] = {}
+        self._status_writes: dict[Key, _StatusWrite] = {}
         self._seen: set[Key] = set()
         self._working = False
         self._pools_listed_at = float("-inf")
@@ -287,6 +301,7 @@ class Controller:
             self._seen.clear()
             self._asked_for_at.clear()
             self._sessions.clear()
+            self._status_writes.clear()
 
     def pools_age_seconds(self) -> float:
         """Seconds since the last complete list of pools; infinite before the first."""
@@ -502,35 +517,46 @@ class Controller:
 
     async def _write_status(self, pool: PoolFact, status: Json) -> None:
         key = (pool.namespace, pool.name)
+        wanted = status
         counted = Counter(self._sessions[key])
         if counted:
             before = pool.status.get("sessions") or {}
             sessions = {word: before.get(word, 0) + counted[word] for word in SESSION_COUNTS}
             if sessions["started"]:
                 sessions["hitPercent"] = 100 * sessions["hits"] // sessions["started"]
-            status = {**status, "sessions": sessions}
-        if all(pool.status.get(field) == value for field, value in status.items()):
+            wanted = {**status, "sessions": sessions}
+        if _shows(pool.status, wanted):
             return
         time = asyncio.get_running_loop().time()
-        since = time - self._status_written_at.get(key, float("-inf"))
-        if since < STATUS_INTERVAL_SECONDS:
-            self.queue.add_after(key, STATUS_INTERVAL_SECONDS - since)
-            return
-        self._status_written_at[key] = time
+        last = self._status_writes.get(key)
+        interval_seconds = STATUS_INTERVAL_SECONDS
+        if last is not None:
+            if last.status is not None and not _shows(pool.status, last.status):
+                # Somebody else works on this pool from another view. Which of them is right, the next list tells; until then neither writes often.
+                interval_seconds = min(2 * last.interval_seconds, STATUS_INTERVAL_MAX_SECONDS)
+            left_seconds = last.at + interval_seconds - time
+            if left_seconds > 0:
+                self.queue.add_after(key, left_seconds)
+                return
+        self._status_writes[key] = _StatusWrite(time, interval_seconds, None)
         try:
             stored = await self._api.merge_patch(
                 POOLS,
                 pool.namespace,
                 pool.name,
-                {"metadata": {"uid": pool.uid}, "status": status},
+                # In this version only: a uid does not guard a status, and sessions are counted on from what was read.
+                {"metadata": {"resourceVersion": pool.resource_version}, "status": wanted},
                 subresource="status",
             )
         except NotFound:
             return
         except Conflict:
-            # Another pool has this name now.
             self._metrics.conflicts.labels("status").inc()
+            if last is not None:
+                self._status_writes[key] = dataclasses.replace(last, at=time)
+            await self._read_pool(key)
             return
+        self._status_writes[key] = _StatusWrite(time, interval_seconds, status)
         self._metrics.status_writes.labels(pool.namespace, pool.name).inc()
         self._sessions[key] -= counted
         for note in condition_notes(pool.status, status):
@@ -539,13 +565,22 @@ class Controller:
         if newer is not None:
             self._pools.apply(newer)
 
+    async def _read_pool(self, key: Key) -> None:
+        """Take the pool over as it is now, without waiting for a watch that may have missed it."""
+        try:
+            newer = pool_from_json(await self._api.get(POOLS, *key))
+        except NotFound:
+            return
+        if newer is not None:
+            self.pool_changed(newer)
+
     async def _clean_up_after(self, key: Key) -> None:
         """The pool is gone. Its unbound pods go with it, its bound pods go on, some with a limit; what has ended is kept for a while."""
         namespace, name = key
         if key in self._seen:
             self._seen.discard(key)
             self._verdicts.pop(key, None)
-            self._status_written_at.pop(key, None)
+            self._status_writes.pop(key, None)
             self._sessions.pop(key, None)
             self._metrics.forget(namespace, name)
         pods = self._pods.by(BY_POOL, key)
@@ -696,6 +731,10 @@ class Controller:
     def _tell(self, pool: PoolFact, note: Note) -> None:
         if self._recorder is not None:
             self._recorder.note(pool, note)
+
+
+def _shows(status: Mapping[str, Any], wanted: Json) -> bool:
+    return all(status.get(field) == value for field, value in wanted.items())
 
 
 async def _together(actions: Sequence[Awaitable[None]]) -> list[KubeApiError]:

@@ -14,7 +14,6 @@ import logging
 import socket
 import uuid
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -146,7 +145,7 @@ class Operator:
             PoolStore(),
             self._pod_settings,
             self.metrics,
-            lambda: datetime.now(UTC),
+            self._api.clock.now,
             ControllerSettings(
                 namespace=settings.namespace,
                 workers=settings.workers,
@@ -157,7 +156,7 @@ class Operator:
             recorder=EventRecorder(
                 self._api,
                 self._identity,
-                lambda: datetime.now(UTC),
+                self._api.clock.now,
                 on_written=lambda outcome: self.metrics.events.labels(outcome).inc(),
             ),
             may_write=lambda: self._election is None or self._election.leading(),

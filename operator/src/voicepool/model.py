@@ -223,7 +223,7 @@ class PodFact:
     """Has an owner reference (a warm pod has one; the bind takes it away)."""
     created_at: datetime
     started_at: datetime | None
-    """``status.startTime``: from here Kubernetes counts ``activeDeadlineSeconds``."""
+    """``status.startTime``, by the clock of the node: from here Kubernetes counts ``activeDeadlineSeconds``."""
     finished_at: datetime | None
     pod_ip: str | None
     node: str | None

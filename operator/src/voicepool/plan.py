@@ -154,7 +154,7 @@ def plan(pool: PoolFact, pods: Iterable[PodFact], now: datetime, template: Templ
     Args:
         pool: as last seen.
         pods: all its pods, in any state.
-        now: the time, with a time zone.
+        now: the time by the API server's clock, with a time zone.
         template: hash of the current pod template, and what the API server thinks of it.
     """
     all_pods = sorted(pods, key=lambda pod: pod.name)
@@ -347,7 +347,8 @@ def _was_steady(pod: PodFact) -> bool:
 
 
 def _late_at(pod: PodFact, deadline: timedelta) -> datetime:
-    return (pod.not_ready_since or pod.created_at) + deadline
+    # Not before it was made: a node whose clock is behind would otherwise have each of its pods replaced at once.
+    return max(pod.created_at, pod.not_ready_since or pod.created_at) + deadline
 
 
 def _sort(pool: PoolFact, pods: Iterable[PodFact], now: datetime) -> _Sorted:

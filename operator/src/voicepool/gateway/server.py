@@ -9,7 +9,7 @@ import os
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Collection, Iterator
-from datetime import UTC, datetime
+from datetime import datetime
 
 import aiohttp
 import uvicorn
@@ -32,6 +32,7 @@ from voicepool.gateway.sessions import Sessions
 from voicepool.gateway.view import ClusterView
 from voicepool.kube.api import PODS, POOLS, Json, KubeApi
 from voicepool.kube.client import AiohttpKubeApi, load_connection
+from voicepool.kube.clock import ServerClock
 from voicepool.kube.convert import pod_from_json, pool_from_json
 from voicepool.kube.informer import Informer, Key
 from voicepool.model import LABEL_POOL, PodFact, PoolFact
@@ -52,16 +53,20 @@ async def run_gateway(settings: GatewaySettings) -> None:
         SettingsError: the assignment key cannot be used.
         voicepool.kube.client.ConnectionSettingsError: there is no way to the API server.
     """
+    clock = ServerClock()
     try:
-        signer = Signer.from_file(settings.assignment_private_key_file, utc_now)
+        signer = Signer.from_file(settings.assignment_private_key_file, clock.now)
     except ValueError as error:
         raise SettingsError(f"VOICEPOOL_ASSIGNMENT_PRIVATE_KEY_FILE: {error}") from None
     connection = load_connection(settings.kubeconfig, settings.kube_context)
     async with (
         AiohttpKubeApi.connect(
-            connection, request_timeout_seconds=settings.request_timeout_seconds, connections=_CONNECTIONS
+            connection,
+            clock=clock,
+            request_timeout_seconds=settings.request_timeout_seconds,
+            connections=_CONNECTIONS,
         ) as kube,
-        running(kube, settings, signer, _options(settings)) as services,
+        running(kube, settings, signer, _options(settings), now=clock.now) as services,
         _custom_metrics(kube, settings, services),
     ):
         config = uvicorn.Config(
@@ -130,6 +135,7 @@ async def running(
     signer: Signer,
     options: GatewayOptions,
     *,
+    now: Callable[[], datetime],
     rooms: Rooms | None = None,
 ) -> AsyncIterator[Services]:
     """The parts of a gateway with its informers running; on leaving, what runs in the background is finished or stopped."""
@@ -171,7 +177,7 @@ async def running(
             identity=identity,
             pod_fact=pod_from_json,
             cold_pod=_cold_pods(signer),
-            now=utc_now,
+            now=now,
         )
         pools.handlers.append(lambda key, _old, new: sessions.demand.forget(key) if new is None else None)
         peers = Peers(
@@ -188,7 +194,7 @@ async def running(
             yield Services(
                 sessions=sessions,
                 view=view,
-                advisor=Advisor(view, sessions.demand, peers, utc_now),
+                advisor=Advisor(view, sessions.demand, peers, now),
                 keys=ApiKeys(settings.api_keys_folder),
                 metrics=metrics,
                 options=options,
@@ -233,8 +239,3 @@ def _cold_pods(signer: Signer) -> Callable[[PoolFact, str, Collection[str]], Jso
         return build_pod(pool, number, hash_, pod_settings, cold_start=session_id)
 
     return build
-
-
-def utc_now() -> datetime:
-    """The current time, with its zone."""
-    return datetime.now(UTC)

@@ -160,7 +160,7 @@ class KubeApi(Protocol):
     async def merge_patch(
         self, resource: Resource, namespace: str, name: str, body: Mapping[str, Any], *, subresource: str | None = None
     ) -> Json:
-        """Apply an RFC 7386 patch and return the object as stored; with a uid or resourceVersion in it, :class:`Conflict` for any other."""
+        """Apply an RFC 7386 patch and return the object as stored; with a resourceVersion in it, :class:`Conflict` for any other. A uid guards no status."""
         ...
 
     async def delete(

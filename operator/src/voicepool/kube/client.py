@@ -34,6 +34,7 @@ from voicepool.kube.api import (
     Unreachable,
     WatchEvent,
 )
+from voicepool.kube.clock import ServerClock
 
 JSON_PATCH = "application/json-patch+json"
 MERGE_PATCH = "application/merge-patch+json"
@@ -182,6 +183,7 @@ class AiohttpKubeApi:
         session: from :func:`make_session`.
         silence_seconds: how long a watch may say nothing before it counts as dead.
         field_manager: who we are in ``managedFields``.
+        clock: told the time by every answer.
     """
 
     def __init__(
@@ -190,15 +192,18 @@ class AiohttpKubeApi:
         *,
         silence_seconds: float = DEFAULT_SILENCE_SECONDS,
         field_manager: str = "voicepool",
+        clock: ServerClock | None = None,
     ) -> None:
+        self.clock = clock or ServerClock()
+        """The time at the API server."""
         self._session = session
         self._silence_seconds = silence_seconds
         self._field_manager = field_manager
 
     @classmethod
-    def connect(cls, connection: Connection, **session_options: Any) -> Self:
+    def connect(cls, connection: Connection, *, clock: ServerClock | None = None, **session_options: Any) -> Self:
         """A client with a session of its own. Needs a running event loop."""
-        return cls(make_session(connection, **session_options))
+        return cls(make_session(connection, **session_options), clock=clock)
 
     async def __aenter__(self) -> Self:
         return self
@@ -259,8 +264,10 @@ class AiohttpKubeApi:
         if label_selector:
             query["labelSelector"] = label_selector
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=self._silence_seconds)
+        asked_at = self.clock.monotonic()
         try:
             async with self._session.get(resource.path(namespace), params=query, timeout=timeout) as response:
+                self.clock.heard(response.headers.get("Date"), asked_at)
                 if response.status >= 400:
                     raise await _error_of(response)
                 # Lines are put together here: aiohttp's own reader refuses lines longer than its buffer, and a pod may be larger.
@@ -339,8 +346,10 @@ class AiohttpKubeApi:
     ) -> Json:
         data = None if body is None else json.dumps(body, separators=(",", ":")).encode()
         headers = {} if data is None else {"Content-Type": content_type}
+        asked_at = self.clock.monotonic()
         try:
             async with self._session.request(method, path, params=query, data=data, headers=headers) as response:
+                self.clock.heard(response.headers.get("Date"), asked_at)
                 if response.status >= 400:
                     raise await _error_of(response)
                 answer: Json = json.loads(await response.read())

@@ -124,8 +124,8 @@ class Invariants:
         agent = self._cluster.agents.get(uid)
         if fact.session in self._calls.ended or (agent is not None and not agent.alive):
             return
-        if change.actor.startswith("gateway") and agent is not None and not agent.in_session:
-            # Its agent has not taken the session: the gateway takes its bind back.
+        if change.actor.startswith(OURS) and agent is not None and not agent.in_session:
+            # Its agent has not taken the session: the gateway takes its bind back, or the operator a dead gateway's.
             return
         self._wrong(f"{change.actor} deleted {_name(old)}, which is bound to session {fact.session} and has not ended")
 
@@ -134,6 +134,10 @@ class Invariants:
         wanted = session in self._calls.ended or session in self._calls.given_up
         if self._calls.answered.get(session) == agent.uid and not wanted:
             self._wrong(f"the gateway ended session {session} in {agent.key[1]}, whose caller is there")
+
+    def _is_parked(self, uid: str) -> bool:
+        agent = self._cluster.agents.get(uid)
+        return agent is not None and agent.alive and not agent.in_session
 
     def _facts(self) -> Iterator[PodFact]:
         return filter(None, map(pod_from_json, self._server.all(PODS)))
@@ -154,6 +158,8 @@ class Invariants:
                 wrong.append(f"{fact.name} is there without its pool")
             elif fact.deleting and fact.state is BindState.WARM:
                 wrong.append(f"{fact.name} is still going away")
+            elif fact.state is BindState.BOUND and self._is_parked(fact.uid):
+                wrong.append(f"{fact.name} is bound to session {fact.session}, which never reached its agent")
         for key, pool in pools.items():
             own = [fact for fact in facts if (fact.namespace, fact.pool) == key]
             bound = sum(fact.state is BindState.BOUND and not fact.finished for fact in own)

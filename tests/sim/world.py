@@ -285,6 +285,7 @@ class World:
             clock.now,
             ControllerSettings(workers=2, orphan_retention_seconds=60, resync_seconds=300.0),
             jitter=self.chance,
+            ask_agent=SimulatedCourier(self.cluster, process, self.chance).status,
         )
         async with asyncio.TaskGroup() as group:
             group.create_task(pods.run())

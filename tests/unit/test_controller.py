@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import copy
+import dataclasses
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -159,6 +161,35 @@ async def test_a_pool_that_needs_many_pods_does_not_keep_a_small_one_waiting(ser
         await until(lambda: any(name.startswith("small-") for name in server.names(PODS)))
         assert len(server.names(PODS)) <= 2 * WRITES_IN_A_TURN + 1
         await until(lambda: len(server.names(PODS)) == 1001)
+
+
+async def test_before_it_takes_pods_away_it_reads_the_pool_again(server: ApiServer) -> None:
+    put_pool(server, replicas=2)
+    async with running(server) as it:
+        await until(lambda: len(server.names(PODS)) == 2)
+        # What another one sees that has missed the last change: the same pool, with fewer replicas.
+        stale = copy.deepcopy(server.objects[("voiceagentpools", "calls", "demo")])
+        stale["spec"]["replicas"] = 0
+        stale["metadata"]["generation"] = 0
+        pool = pool_from_json(stale)
+        assert pool is not None
+        it.controller._pools._pools[KEY] = dataclasses.replace(pool, resource_version="0")
+        it.controller.queue.add(KEY)
+        await until(lambda: it.controller._pools.get(KEY).spec.replicas == 2)  # type: ignore[union-attr]
+        assert len(server.names(PODS)) == 2
+        assert not [call for call in server.calls if call[0] == "delete"]
+
+
+async def test_where_somebody_else_deletes_its_pods_it_reads_the_pool_again(server: ApiServer) -> None:
+    put_pool(server, replicas=2)
+    async with running(server) as it:
+        await until(lambda: len(server.names(PODS)) == 2)
+        # The end of the pool was not seen; the pods go with it.
+        del server.objects[("voiceagentpools", "calls", "demo")]
+        for name in server.names(PODS):
+            server.vanish(PODS, name)
+        await until(lambda: it.controller._pools.get(KEY) is None)
+        assert server.names(PODS) == []
 
 
 async def test_a_bound_pod_is_replaced(server: ApiServer) -> None:

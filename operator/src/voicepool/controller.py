@@ -73,6 +73,8 @@ UNBOUND_GRACE_SECONDS = 30
 """No call runs in a pod that is deleted here, or one whose time is up, so the grace that a call would need does not apply."""
 SESSION_COUNTS = ("started", "hits", "ended", "dropped", "undelivered")
 """The fields of ``status.sessions`` that count."""
+TAKEN_AWAY = frozenset({DeleteReason.SCALE_DOWN, DeleteReason.ROLLOUT})
+"""Reasons for which a pod is deleted that could serve a caller: for them the pool is read again first."""
 BY_POOL = "pool"
 
 
@@ -233,6 +235,10 @@ class Controller:
         self._verdicts: dict[Key, _Verdict] = {}
         self._status_writes: dict[Key, _StatusWrite] = {}
         self._seen: set[Key] = set()
+        self._doubtful: set[Key] = set()
+        """Pools of which somebody else has deleted an unbound pod: perhaps they are not what our copy says."""
+        self._deleted: set[str] = set()
+        """Pods by uid that we deleted and that are not gone yet."""
         self._working = False
         self._pools_listed_at = float("-inf")
         self._budgets = budgets
@@ -302,6 +308,8 @@ class Controller:
             self._asked_for_at.clear()
             self._sessions.clear()
             self._status_writes.clear()
+            self._doubtful.clear()
+            self._deleted.clear()
 
     def pools_age_seconds(self) -> float:
         """Seconds since the last complete list of pools; infinite before the first."""
@@ -386,6 +394,11 @@ class Controller:
         self._seen.add(key)
         template = await self._template(pool)
         decided = plan(pool, self._pods.by(BY_POOL, key), self._now(), template)
+        takes_away = any(delete.reason in TAKEN_AWAY for delete in decided.deletes)
+        if (takes_away or key in self._doubtful) and not await self._is_current(pool):
+            self.queue.add(key)
+            return
+        self._doubtful.discard(key)
         self._count(pool, decided)
         if decided.creates or decided.deletes:
             logger.info(
@@ -410,6 +423,22 @@ class Controller:
             raise failures[0]
         if max(len(decided.deletes), len(decided.creates)) > WRITES_IN_A_TURN:
             self.queue.add(key)
+
+    async def _is_current(self, pool: PoolFact) -> bool:
+        """Ask the API server whether our copy of the pool is what it has, and mend it where it is not.
+
+        Of two that work for a moment, one with an old copy would create what the other deletes, as fast as both can.
+        """
+        key = (pool.namespace, pool.name)
+        try:
+            found = pool_from_json(await self._api.get(POOLS, *key))
+        except NotFound:
+            self._pools.remove(key, pool.uid)
+            return False
+        if found is None:
+            return True
+        self._pools.apply(found)
+        return (found.uid, found.generation, found.deleting) == (pool.uid, pool.generation, pool.deleting)
 
     async def _template(self, pool: PoolFact) -> Template:
         """The template's hash, and what the API server says to a dry run of it; asked once, and again after a refusal."""
@@ -486,6 +515,7 @@ class Controller:
                 self._reaped.discard(item.uid)
                 self._metrics.conflicts.labels("delete").inc()
                 return
+            self._deleted.add(item.uid)
             self._metrics.deletes.labels(namespace, pool, item.reason.value).inc()
             if item.reason is DeleteReason.STARTUP_DEADLINE:
                 self._metrics.start_failures.labels(namespace, pool, "deadline").inc()
@@ -582,6 +612,7 @@ class Controller:
             self._verdicts.pop(key, None)
             self._status_writes.pop(key, None)
             self._sessions.pop(key, None)
+            self._doubtful.discard(key)
             self._metrics.forget(namespace, name)
         pods = self._pods.by(BY_POOL, key)
         ended = [pod for pod in pods if has_ended(pod)]
@@ -682,7 +713,10 @@ class Controller:
         if self._working:
             for happening in happenings(old, new):
                 self._happened(happening)
+        if self._working and old is not None and _was_taken_away(old, new) and old.uid not in self._deleted:
+            self._doubtful.add((old.namespace, old.pool))
         if new is None and old is not None:
+            self._deleted.discard(old.uid)
             self._asked_for_at.pop(old.uid, None)
             self._reaped.discard(old.uid)
 
@@ -735,6 +769,12 @@ class Controller:
 
 def _shows(status: Mapping[str, Any], wanted: Json) -> bool:
     return all(status.get(field) == value for field, value in wanted.items())
+
+
+def _was_taken_away(old: PodFact, new: PodFact | None) -> bool:
+    """Whether an unbound pod was deleted, by whomever."""
+    going = new is None or (new.uid == old.uid and new.deleting)
+    return going and old.state is BindState.WARM and not old.finished and not old.deleting
 
 
 async def _together(actions: Sequence[Awaitable[None]]) -> list[KubeApiError]:

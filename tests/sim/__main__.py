@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import sys
 import time
@@ -33,21 +34,24 @@ def _one(seed: int) -> int:
 
 def _many(first: int, count: int) -> int:
     began = time.monotonic()
-    failed = 0
+    played = failed = 0
     binds = creates = deletes = overshoot = leaks = 0
-    for seed in range(first, first + count):
-        world = play(seed)
-        binds += world.invariants.binds
-        creates += world.invariants.creates
-        deletes += world.invariants.deletes
-        leaks += world.leaks
-        overshoot = max(overshoot, world.invariants.overshoot)
-        if world.problems:
-            failed += 1
-            print(f"seed {seed}: {world.problems[0]}\n    its story: python -m tests.sim --seed {seed}", flush=True)
+    # Whoever interrupts it is told how far it came.
+    with contextlib.suppress(KeyboardInterrupt):
+        for seed in range(first, first + count):
+            world = play(seed)
+            played += 1
+            binds += world.invariants.binds
+            creates += world.invariants.creates
+            deletes += world.invariants.deletes
+            leaks += world.leaks
+            overshoot = max(overshoot, world.invariants.overshoot)
+            if world.problems:
+                failed += 1
+                print(f"seed {seed}: {world.problems[0]}\n    its story: python -m tests.sim --seed {seed}", flush=True)
     seconds = time.monotonic() - began
     print(
-        f"{count} seeds in {seconds:.0f} s, {failed} failed; {creates} creates, {binds} binds, {deletes} deletes; "
+        f"{played} seeds in {seconds:.0f} s, {failed} failed; {creates} creates, {binds} binds, {deletes} deletes; "
         f"at most {max(0, overshoot)} pods over maxPods, {leaks} bound pods without a session at the end"
     )
     return bool(failed)

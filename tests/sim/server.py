@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import itertools
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -75,7 +75,6 @@ class Server:
         self.log: list[Change] = []
         self.compacted = 0
         self.observers: list[Callable[[Change], None]] = []
-        self.writes: Counter[str] = Counter()
         self._now = now
         self._objects: dict[str, dict[Key, Json]] = defaultdict(dict)
         self._uids = itertools.count(1)
@@ -328,7 +327,6 @@ class Server:
         else:
             self._objects[resource.plural][key] = new
         self.log.append(change)
-        self.writes[actor] += 1
         for waker in self._wakers:
             waker.set()
         for observer in self.observers:

@@ -68,6 +68,11 @@ class Cluster(abc.ABC):
         """The API server's audit log, JSON lines. Raises ClusterError where there is none to read."""
         raise self._only_native("an audit log")
 
+    @property
+    def etcd_address(self) -> str:
+        """URL of etcd, without credentials. Raises ClusterError where it cannot be reached from here."""
+        raise self._only_native("an etcd")
+
     def program(self, name: str) -> str:
         """Path of `kubectl` or `helm`."""
         return name
@@ -178,6 +183,10 @@ class Native(Cluster):
     @property
     def audit_log(self) -> Path:
         return self._native.layout.audit_log
+
+    @property
+    def etcd_address(self) -> str:
+        return self._native.processes.argument("etcd", "--advertise-client-urls")
 
     def program(self, name: str) -> str:
         return str(self._native.programs() / name)

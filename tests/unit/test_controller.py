@@ -289,6 +289,18 @@ async def test_a_create_that_a_quota_forbids_is_told(server: ApiServer) -> None:
         await until(lambda: "exceeded quota" in it.condition("TemplateValid").get("message", ""))
 
 
+async def test_rights_that_an_api_server_does_not_know_yet_hold_a_pool_up_for_a_moment_only(
+    server: ApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(controller_module, "RIGHTS_RECHECK_SECONDS", 0.0)
+    put_pool(server)
+    words = 'pods is forbidden: User "operator" cannot create resource "pods" in API group "" in the namespace "calls"'
+    server.failures["create"] = [Forbidden(words, status=403)]
+    server.failures["dry_run"] = [Forbidden(words, status=403)]
+    async with running(server):
+        await until(lambda: len(server.names(PODS)) == 2)
+
+
 async def test_ended_pods_of_a_pool_that_is_gone_are_cleaned_up_and_bound_ones_left(server: ApiServer) -> None:
     put_pool(server)
     async with running(server, orphan_retention_seconds=60) as it:

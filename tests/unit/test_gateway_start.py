@@ -11,11 +11,14 @@ from typing import Any
 
 import jwt
 import pytest
-from tests.unit.fakes import POOL, pod_status
-from tests.unit.gateways import API_KEY, AUTHORIZED, LIVEKIT_SECRET, World, world
+from tests.unit.fakes import NAMESPACE, POOL, Agents, FakeKube, FakeRooms, pod_status
+from tests.unit.gateways import API_KEY, AUTHORIZED, LIVEKIT_SECRET, Gateway, World, world, write_files
+from tests.unit.virtual_time import in_virtual_time
 
 from voicepool.binding import DELIVERY_DEADLINE_SECONDS
 from voicepool.gateway import deliverer as deliverer_module
+from voicepool.gateway.errors import NoWarmAgent
+from voicepool.gateway.requests import StartRequest
 from voicepool.kube.api import PODS, POOLS, Unreachable
 
 LABEL = "voicepool.dev/session"
@@ -134,6 +137,33 @@ async def test_with_no_pod_ready_a_queued_start_is_answered_when_its_time_is_up(
     assert "2 are starting" in answer.json()["detail"]
 
 
+def test_lost_races_do_not_lengthen_the_time_in_the_queue(tmp_path: Path) -> None:
+    async def seconds_until_the_answer() -> float:
+        kube = FakeKube()
+        here = World(tmp_path, kube, Agents(kube, write_files(tmp_path).public_key()), FakeRooms())
+        here.pool(onEmpty={"policy": "Queue", "timeoutSeconds": 10})
+        gateway = await here.gateway()
+        kube.hold_patch = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        start = asyncio.create_task(
+            gateway.services.sessions.start(StartRequest(NAMESPACE, POOL, "session-1", keyed=False))
+        )
+        await asyncio.sleep(6)
+        (name,) = here.pods(1)
+        await asyncio.sleep(1)
+        bound_before(here, name, "faster", 1)
+        kube.hold_patch.set()
+        with pytest.raises(NoWarmAgent):
+            await start
+        seconds = loop.time() - began
+        await here.close()
+        return seconds
+
+    # Ten in the queue, before and after the bind that failed and took one.
+    assert in_virtual_time(seconds_until_the_answer()) == pytest.approx(11, abs=0.1)
+
+
 async def test_those_who_wait_are_served_first_come_first_served(here: World) -> None:
     here.pool()
     gateway = await here.gateway()
@@ -225,6 +255,24 @@ async def test_an_ended_session_does_not_get_a_second_agent(here: World) -> None
     here.kube.edit(PODS, started["agent"]["pod"], {"status": {"phase": "Succeeded"}})
     answer = await gateway.start(sessionId="once")
     assert (answer.status_code, answer.json()["code"]) == (409, "SESSION_ENDED")
+
+
+async def test_a_session_that_ended_elsewhere_before_it_was_delivered_here_does_not_get_a_second_agent(
+    here: World,
+) -> None:
+    here.pool()
+    (name,) = here.pods(1)
+    here.kube.hold_patch = asyncio.Event()
+    start = asyncio.create_task((await here.gateway()).start(sessionId="once"))
+    await until(lambda: here.rooms.made)
+    (carrier,) = here.pods(1, first=1)
+    bound_before(here, carrier, "once", 1)
+    here.kube.edit(PODS, carrier, {"status": {"phase": "Succeeded"}})
+    here.kube.hold_patch.set()
+    answer = await start
+    assert (answer.status_code, answer.json()["code"]) == (409, "SESSION_ENDED")
+    assert here.agents.with_session("once") == []
+    assert name not in [pod["metadata"]["name"] for pod in here.kube.pods()]
 
 
 def bound_before(here: World, name: str, session_id: str, seconds: float) -> None:
@@ -322,6 +370,28 @@ async def test_a_caller_who_leaves_the_queue_takes_no_pod(here: World) -> None:
     second = await gateway.start()
     assert second.status_code == 200
     assert len(here.kube.bound()) == 1
+
+
+async def test_a_caller_who_leaves_while_a_race_is_lost_takes_no_other_pod(here: World) -> None:
+    here.pool()
+    (name,) = here.pods(1)
+    gateway = await here.gateway()
+    here.kube.hold_patch = asyncio.Event()
+    start = asyncio.create_task(gateway.start())
+    await until(lambda: here.rooms.made)
+    start.cancel()
+    await asyncio.gather(start, return_exceptions=True)
+    bound_before(here, name, "faster", 1)
+    here.kube.hold_patch.set()
+    await until(lambda: outcomes(gateway, "caller_gone") == 1)
+    here.pods(1, first=1)
+    assert (await gateway.start()).status_code == 200
+    assert len(here.kube.bound()) == 2
+
+
+def outcomes(gateway: Gateway, outcome: str) -> float | None:
+    labels = {"namespace": "calls", "pool": POOL, "outcome": outcome}
+    return gateway.services.metrics.registry.get_sample_value("voicepool_gateway_starts_total", labels)
 
 
 async def test_a_caller_who_leaves_after_the_bind_leaves_no_agent_waiting(here: World) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import random
 
+import uvloop
+
 from voicepool.queue import KeyedQueue
 
 
@@ -78,3 +80,14 @@ async def test_failures_in_a_row_wait_longer_and_longer_until_one_succeeds() -> 
     queue.succeeded("a")
     assert queue.retry("a") == 0.1
     queue.clear()
+
+
+def test_a_delay_of_nothing_and_another_one_on_the_event_loop_of_the_process() -> None:
+    async def first_key() -> str:
+        queue: KeyedQueue[str] = KeyedQueue()
+        queue.add_after("a", 0)
+        queue.add_after("a", 1)
+        return await queue.get()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        assert runner.run(first_key()) == "a"

@@ -66,6 +66,8 @@ STATUS_INTERVAL_MAX_SECONDS = 300.0
 """Where somebody else writes another status each time: the interval doubles up to this."""
 TEMPLATE_RECHECK_SECONDS = 15.0
 """A refusal can have a cause outside of the template (a quota, a missing service account), so it is asked about again."""
+RIGHTS_RECHECK_SECONDS = 1.0
+"""An API server that has just started knows nobody's rights for a moment, and callers wait."""
 SLOW_START_FIRST = 2
 WRITES_IN_A_TURN = 128
 """Of creates, and of deletes. Then the pool goes to the end of the queue, so that one that needs thousands does not keep a worker from the others."""
@@ -171,6 +173,11 @@ class _Verdict:
     hash: str
     error: str | None
     checked_at: float
+
+    def good_for_seconds(self) -> float:
+        """How long a refusal is believed."""
+        ours = self.error is not None and " cannot create resource " in self.error
+        return RIGHTS_RECHECK_SECONDS if ours else TEMPLATE_RECHECK_SECONDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -414,7 +421,7 @@ class Controller:
         if decided.requeue_after_seconds is not None:
             self.queue.add_after(key, decided.requeue_after_seconds)
         if template.error is not None:
-            self.queue.add_after(key, TEMPLATE_RECHECK_SECONDS)
+            self.queue.add_after(key, self._verdicts[key].good_for_seconds())
         failures = await self._keep_budget(key, wanted=pool.spec.disruption is Disruption.NEVER)
         failures += await self._delete_all(pool.namespace, pool.name, decided.deletes[:WRITES_IN_A_TURN])
         failures += await self._create_all(pool, template, decided.creates[:WRITES_IN_A_TURN])
@@ -449,7 +456,7 @@ class Controller:
         if (
             verdict is None
             or verdict.hash != hash_
-            or (verdict.error is not None and time - verdict.checked_at >= TEMPLATE_RECHECK_SECONDS)
+            or (verdict.error is not None and time - verdict.checked_at >= verdict.good_for_seconds())
         ):
             verdict = _Verdict(hash_, await self._dry_run(pool, hash_), time)
             self._verdicts[key] = verdict

@@ -31,7 +31,8 @@ class KeyedQueue(Generic[K]):
         """Keys in ``_waiting``."""
         self._at_work: set[K] = set()
         self._again: set[K] = set()
-        self._timers: dict[K, asyncio.TimerHandle] = {}
+        self._timers: dict[K, tuple[float, asyncio.Handle]] = {}
+        """With the moment at which each is due: a handle does not always know it, uvloop's for a delay of nothing does not."""
         self._failures: dict[K, int] = {}
         self._added_at: dict[K, float] = {}
         """Since when each key waits, also behind the worker that has it."""
@@ -58,10 +59,11 @@ class KeyedQueue(Generic[K]):
         due = loop.time() + seconds
         timer = self._timers.get(key)
         if timer is not None:
-            if timer.when() <= due:
+            due_already, handle = timer
+            if due_already <= due:
                 return
-            timer.cancel()
-        self._timers[key] = loop.call_at(due, self._due, key)
+            handle.cancel()
+        self._timers[key] = (due, loop.call_at(due, self._due, key))
 
     def retry(self, key: K, at_least_seconds: float = 0.0) -> float:
         """Add the key after its back-off, which doubles with each failure in a row; returns the seconds."""
@@ -103,8 +105,8 @@ class KeyedQueue(Generic[K]):
 
     def clear(self) -> None:
         """Forget all keys, delays and failures; a key that a worker has stays with it until :meth:`done`."""
-        for timer in self._timers.values():
-            timer.cancel()
+        for _, handle in self._timers.values():
+            handle.cancel()
         for collection in (self._timers, self._failures, self._known, self._again, self._waiting, self._added_at):
             collection.clear()
 

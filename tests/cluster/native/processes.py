@@ -179,6 +179,19 @@ class Processes:
         found = self._read(name)
         return found[1] if found and is_alive(found[1]) else None
 
+    def argument(self, name: str, option: str) -> str:
+        """The value that a component was started with, such as that of `--data-dir`.
+
+        Raises:
+            ClusterError: it was not started, or not with that.
+        """
+        found = self._read(name)
+        for word in found[0].command if found else ():
+            given, _, value = word.partition("=")
+            if given == option:
+                return value
+        raise ClusterError(f"no component {name!r} was started with {option}", "bring the cluster up first")
+
     def ended(self) -> list[str]:
         """Components that were started and do not run."""
         return [name for name in self.names() if self.identity(name) is None]

@@ -24,6 +24,7 @@ LOST_SECONDS = 30.0
 class _Waiter:
     session_id: str
     only_uid: str | None
+    since: float
     future: asyncio.Future[PodFact] = field(repr=False)
 
 
@@ -61,18 +62,21 @@ class Allocator:
             return None
         return self._reserve(key, session_id, None)
 
-    async def wait(self, key: PoolKey, session_id: str, *, only_uid: str | None = None) -> PodFact:
+    async def wait(
+        self, key: PoolKey, session_id: str, *, only_uid: str | None = None, since: float | None = None
+    ) -> PodFact:
         """Wait in the pool's queue until a pod is reserved for this session; the caller sets the time limit.
 
         Args:
             key: the pool.
             session_id: who waits.
             only_uid: wait for this very pod.
+            since: when the caller came, by the clock of this allocator; default: now. Who came first is served first, also after a lost race.
         """
         future: asyncio.Future[PodFact] = asyncio.get_running_loop().create_future()
-        waiter = _Waiter(session_id, only_uid, future)
+        waiter = _Waiter(session_id, only_uid, self._monotonic() if since is None else since, future)
         queue = self._queues.setdefault(key, deque())
-        queue.append(waiter)
+        queue.insert(sum(other.since <= waiter.since for other in queue), waiter)
         self._on_waiters(key, len(queue))
         self._serve(key)
         try:

@@ -236,6 +236,7 @@ class Sessions:
         refusals: list[str] = []
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._options.start_deadline_seconds
+        queued_seconds = 0.0
 
         def answer(pod: PodFact) -> Started:
             return Started(
@@ -249,16 +250,20 @@ class Sessions:
 
         try:
             while True:
+                flight.waiting = True
+                if flight.abandoned:
+                    # A race was lost, and nobody waits for the outcome any more: the next pod is for somebody else.
+                    raise asyncio.CancelledError
                 if request.keyed:
                     async with asyncio.timeout_at(deadline):
                         known = await self._known(request, mine)
                     if known is not None:
                         return answer(known)
                 waited = loop.time()
-                flight.waiting = True
-                candidate = await self._acquire(pool, request)
+                candidate = await self._acquire(pool, request, began, queued_seconds)
                 flight.waiting = False
                 # Waiting for a pod has its own limits, which the pool sets.
+                queued_seconds += loop.time() - waited
                 deadline += loop.time() - waited
                 async with asyncio.timeout_at(deadline):
                     try:
@@ -316,7 +321,8 @@ class Sessions:
 
     # -- a pod for the session -----------------------------------------------------------------------------------------------------
 
-    async def _acquire(self, pool: PoolFact, request: StartRequest) -> PodFact:
+    async def _acquire(self, pool: PoolFact, request: StartRequest, since: float, queued_seconds: float) -> PodFact:
+        """A reserved pod. A caller who has lost a race is back in its place in the queue, with the time that is left of the pool's limit."""
         pod = self._allocator.take(request.key, request.session_id)
         if pod is not None:
             return pod
@@ -326,8 +332,8 @@ class Sessions:
         if policy.policy == "ColdStart":
             return await self._cold_starts.start(pool, request)
         try:
-            async with asyncio.timeout(policy.timeout_seconds):
-                return await self._allocator.wait(request.key, request.session_id)
+            async with asyncio.timeout(policy.timeout_seconds - queued_seconds):
+                return await self._allocator.wait(request.key, request.session_id, since=since)
         except TimeoutError:
             raise self._nothing_left(pool, NoWarmAgent("", status=503), waited=policy.timeout_seconds) from None
 
@@ -383,10 +389,12 @@ class Sessions:
         so of two binds at least one is followed by a list that shows the other. Whoever sees another yields, always, and has delivered nothing yet;
         so two
         agents never get the session. Both may see each other and yield; then both try again after a random pause. A rule like "the smaller uid stays"
-        would be wrong: the other may have listed before our bind, seen nobody, and delivered.
+        would be wrong: the other may have listed before our bind, seen nobody, and delivered. A pod that has ended carried the session just as well; one
+        that is being deleted is what is left of somebody who yielded.
         """
         return any(
-            pod.uid not in mine and is_live(pod) for pod in await self.carriers(request.namespace, request.session_id)
+            pod.uid not in mine and (is_live(pod) or not pod.deleting)
+            for pod in await self.carriers(request.namespace, request.session_id)
         )
 
     async def _yield(self, hold: list[Hold]) -> None:

@@ -1,0 +1,1 @@
+"""Storms over a real control plane, and the judge of what they did."""

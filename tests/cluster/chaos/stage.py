@@ -1,0 +1,288 @@
+"""A pool under load on a real control plane.
+
+Real operator and gateway processes with the rights that the chart gives them, agents that are played, callers, and a reader of the audit log. The
+processes have accounts of their own, so that the log tells who did what.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import os
+import random
+import secrets
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import yaml
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+
+from tests.cluster.chaos.agents import Agents
+from tests.cluster.chaos.audit import AuditReader
+from tests.cluster.chaos.callers import Callers
+from tests.cluster.chaos.judge import Rules, Verdict, judge
+from tests.cluster.chaos.livekit import livekit
+from tests.cluster.chaos.processes import Process
+from tests.cluster.tool import Cluster
+from tests.e2e.livekit_server import free_port
+from voicepool.gateway.livekit import agent_identity
+from voicepool.kube.api import POOLS, Json, KubeApi, KubeApiError
+from voicepool.kube.client import AiohttpKubeApi, load_connection
+from voicepool.settings import OperatorSettings
+
+ROOT = Path(__file__).parents[3]
+POOL = "demo"
+GATEWAYS = 2
+LEASE = "voicepool-operator"
+REPLICAS = 20
+MAX_PODS = 60
+CALLS_PER_SECOND = 20.0
+SETTLE_SECONDS = 40.0
+PARALLEL_WRITES = int(OperatorSettings.model_fields["parallel_writes"].default)
+
+
+@dataclass(frozen=True, slots=True)
+class Accounts:
+    """A namespace with the chart's accounts for operator and gateway."""
+
+    namespace: str
+    kubeconfigs: dict[str, Path]
+    """Role to file."""
+
+    def name(self, role: str) -> str:
+        """How the audit log calls a role."""
+        return f"system:serviceaccount:{self.namespace}:voicepool-{role}"
+
+
+@contextlib.contextmanager
+def accounts(cluster: Cluster, folder: Path) -> Iterator[Accounts]:
+    """Make the custom resource, a namespace, and accounts with the chart's own rights in it."""
+    cluster.kubectl("apply", "--filename", str(ROOT / "crds"))
+    cluster.kubectl("wait", "--for=condition=Established", "crd/voiceagentpools.voicepool.dev", "--timeout=30s")
+    namespace = f"storm-{uuid.uuid4().hex[:8]}"
+    cluster.kubectl("create", "namespace", namespace)
+    try:
+        rights = cluster.helm(
+            *("template", "voicepool", str(ROOT / "helm" / "voicepool"), "--namespace", namespace),
+            *("--show-only", "templates/rbac.yaml", "--set", f"watchNamespaces={{{namespace}}}"),
+            *("--set", "fullnameOverride=voicepool,livekit.url=ws://192.0.2.1,livekit.apiKey=a,livekit.apiSecret=b"),
+        )
+        cluster.apply(rights)
+        kubeconfigs = {}
+        for role in ("operator", "gateway"):
+            token = cluster.kubectl(
+                "create", "token", f"voicepool-{role}", "--namespace", namespace, "--duration=2h"
+            ).strip()
+            document = yaml.safe_load(cluster.kubeconfig.read_text())
+            document["users"][0]["user"] = {"token": token}
+            kubeconfigs[role] = folder / f"{role}.kubeconfig"
+            kubeconfigs[role].write_text(yaml.safe_dump(document))
+        yield Accounts(namespace, kubeconfigs)
+    finally:
+        cluster.kubectl("delete", "namespace", namespace, "--wait=false")
+
+
+@dataclass
+class Stage:
+    """What a storm can shake."""
+
+    cluster: Cluster
+    accounts: Accounts
+    api: KubeApi
+    http: aiohttp.ClientSession
+    agents: Agents
+    operators: list[Process]
+    gateways: list[Process]
+    callers: Callers
+    audit: AuditReader
+    told: set[str] = field(default_factory=set)
+    """What the pool's conditions said meanwhile."""
+
+    def full(self) -> bool:
+        """Whether nobody waits, and as many agents are warm as are wanted."""
+        return not self.callers.waiting and len(self.agents.warm()) >= REPLICAS
+
+    @property
+    def processes(self) -> list[Process]:
+        """All processes of ours."""
+        return [*self.operators, *self.gateways]
+
+    async def pool(self) -> Json:
+        """The pool as it is."""
+        return await self.api.get(POOLS, self.accounts.namespace, POOL)
+
+    async def scale(self, replicas: int) -> None:
+        """What `kubectl scale` and an autoscaler do."""
+        await self._patch({"spec": {"replicas": replicas}}, subresource="scale")
+
+    async def build(self, number: int) -> None:
+        """What a release does: another template."""
+        annotations = {"example.org/build": str(number)}
+        await self._patch({"spec": {"template": {"metadata": {"annotations": annotations}}}})
+
+    async def _patch(self, body: Json, **options: str) -> None:
+        await self.api.merge_patch(POOLS, self.accounts.namespace, POOL, body, **options)
+
+    async def listen(self) -> None:
+        """Note what the conditions say, until cancelled."""
+        while True:
+            with contextlib.suppress(KubeApiError):
+                for one in (await self.pool()).get("status", {}).get("conditions", ()):
+                    self.told.add(f"{one['type']}={one['status']} {one['reason']}")
+            await asyncio.sleep(0.5)
+
+    async def settled(self) -> bool:
+        """Whether pods and status are as they should be, with no call going on, and nothing left of those that were."""
+        if self.agents.in_calls() or self.agents.ended() or len(self.agents.warm()) != REPLICAS:
+            return False
+        if len(self.agents.unbound()) != REPLICAS:
+            return False
+        try:
+            status = (await self.pool())["status"]
+        except KubeApiError:
+            return False
+        conditions = {one["type"]: (one["status"], one["reason"]) for one in status["conditions"]}
+        return bool(
+            status["readyReplicas"] == status["updatedReplicas"] == REPLICAS
+            and status["boundReplicas"] == len(self.agents.undelivered())
+            and conditions["Ready"] == ("True", "TargetReached")
+            and conditions["WarmTargetMet"][0] == "True"
+            and "Stalled" not in conditions
+            and "Reconciling" not in conditions
+        )
+
+    def verdict(self, overshoot: int) -> Verdict:
+        """Judge all that was logged so far."""
+        self.audit.read()
+        rules = Rules(
+            operators=frozenset({self.accounts.name("operator")}),
+            gateways=frozenset({self.accounts.name("gateway")}),
+            max_pods=MAX_PODS,
+            overshoot=overshoot,
+            accepted=self.agents.accepted,
+        )
+        return judge(self.audit.writes, rules)
+
+
+def pool_manifest(namespace: str) -> Json:
+    """A pool whose ceiling is about what the load needs, so that it is reached now and then."""
+    return {
+        "apiVersion": "voicepool.dev/v1alpha1",
+        "kind": "VoiceAgentPool",
+        "metadata": {"name": POOL, "namespace": namespace},
+        "spec": {
+            "replicas": REPLICAS,
+            "maxPods": MAX_PODS,
+            "session": {"retentionSeconds": 1},
+            "template": {"spec": {"containers": [{"name": "agent", "image": "localhost/agent:1"}]}},
+        },
+    }
+
+
+@contextlib.asynccontextmanager
+async def stage(cluster: Cluster, accounts: Accounts, folder: Path, operators: int) -> AsyncIterator[Stage]:
+    """Raise the curtain: everything runs and the pool is full.
+
+    Args:
+        cluster: a control plane.
+        accounts: who the processes are.
+        folder: for keys and logs.
+        operators: how many; more than one have a Lease.
+    """
+    namespace = accounts.namespace
+    key = Ed25519PrivateKey.generate()
+    private, public, keys, secret = (folder / name for name in ("private.pem", "public.pem", "keys", "livekit"))
+    private.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    public.write_bytes(key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+    api_key = secrets.token_urlsafe(24)
+    keys.mkdir()
+    (keys / "everybody").write_text(f"sha256:{hashlib.sha256(api_key.encode()).hexdigest()}")
+    secret.mkdir()
+    # A network of its own for each run: other programs may listen on the agents' port of 127.0.0.1.
+    network = f"127.{20 + os.getpid() % 200}"
+    async with contextlib.AsyncExitStack() as stack:
+        api = await stack.enter_async_context(
+            AiohttpKubeApi.connect(load_connection(cluster.kubeconfig), request_timeout_seconds=5)
+        )
+        http = await stack.enter_async_context(aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)))
+        audit = AuditReader(cluster.audit_log, namespace)
+        stack.callback(audit.close)
+        await stack.enter_async_context(running(audit.follow()))
+        agents = await stack.enter_async_context(Agents(api, namespace, key.public_key(), network, random.Random()))
+
+        def present(room: str) -> list[str]:
+            session = room.rpartition("_")[2]
+            return [agent_identity(session) for agent in agents.with_session(session) if agent.in_call]
+
+        url = await stack.enter_async_context(livekit(present))
+        for name, value in {"url": url, "api-key": "devkey", "api-secret": secrets.token_hex(24)}.items():
+            (secret / name).write_text(value)
+        await api.create(POOLS, namespace, pool_manifest(namespace))
+
+        def process(role: str, number: int, settings: dict[str, str], port: int) -> Process:
+            ours = {"VOICEPOOL_KUBECONFIG": str(accounts.kubeconfigs[role]), "VOICEPOOL_NAMESPACE": namespace}
+            return Process(role, ours | settings, port, folder / f"{role}-{number}.log", http)
+
+        def operator(number: int) -> Process:
+            port = free_port()
+            lease = {
+                "VOICEPOOL_LEASE_NAME": LEASE,
+                "VOICEPOOL_LEASE_NAMESPACE": namespace,
+                "VOICEPOOL_LEASE_IDENTITY": f"operator-{number}",
+            }
+            settings = {
+                "VOICEPOOL_ASSIGNMENT_PUBLIC_KEY_FILE": str(public),
+                "VOICEPOOL_HEALTH_HOST": "127.0.0.1",
+                "VOICEPOOL_HEALTH_PORT": str(port),
+            }
+            return process("operator", number, settings | (lease if operators > 1 else {}), port)
+
+        def gateway(number: int) -> Process:
+            port = free_port()
+            settings = {
+                "HOSTNAME": f"gateway-{number}",
+                "VOICEPOOL_ASSIGNMENT_PRIVATE_KEY_FILE": str(private),
+                "VOICEPOOL_API_KEYS_FOLDER": str(keys),
+                "VOICEPOOL_LIVEKIT_FOLDER": str(secret),
+                "VOICEPOOL_LISTEN_HOST": "127.0.0.1",
+                "VOICEPOOL_LISTEN_PORT": str(port),
+            }
+            return process("gateway", number, settings, port)
+
+        made = [operator(number) for number in range(operators)]
+        gates = [gateway(number) for number in range(GATEWAYS)]
+        for one in (*made, *gates):
+            await stack.enter_async_context(one)
+        await asyncio.gather(*(one.ready() for one in (*made, *gates)))
+        callers = Callers(http, [one.address for one in gates], api_key, f"{namespace}.{POOL}")
+        here = Stage(cluster, accounts, api, http, agents, made, gates, callers, audit)
+        await until(here.settled, SETTLE_SECONDS)
+        await stack.enter_async_context(running(here.listen()))
+        yield here
+
+
+@contextlib.asynccontextmanager
+async def running(work: Any) -> AsyncIterator[asyncio.Task[None]]:
+    task: asyncio.Task[None] = asyncio.create_task(work)
+    try:
+        yield task
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def until(holds: Callable[[], Awaitable[bool]], seconds: float) -> float:
+    """Wait until something holds; how long that took. Raises AssertionError."""
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    while not await holds():
+        if loop.time() - began > seconds:
+            raise AssertionError(f"{getattr(holds, '__qualname__', holds)} did not come true in {seconds} s")
+        await asyncio.sleep(0.02)
+    return loop.time() - began

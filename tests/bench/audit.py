@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import BinaryIO
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +46,7 @@ def writes(lines: str, namespace: str) -> list[Write]:
 
 
 class AuditLog:
-    """Reads what was added to the log since it was opened here.
+    """Reads what was added to the log since it was opened here, also when the API server begins a new file meanwhile.
 
     Args:
         path: the log, of JSON lines.
@@ -52,11 +54,26 @@ class AuditLog:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._position = path.stat().st_size
+        self._files: list[tuple[BinaryIO, int]] = []
+        """Open files, and where in each we begin."""
+        self._open(path.stat().st_size)
+
+    def close(self) -> None:
+        """Close what was opened."""
+        for file, _ in self._files:
+            file.close()
 
     def writes(self, namespace: str) -> list[Write]:
         """See `writes`."""
-        with self._path.open("rb") as log:
-            log.seek(self._position)
-            whole_lines, _, _ = log.read().rpartition(b"\n")
-        return writes(whole_lines.decode(), namespace)
+        if self._path.stat().st_ino != os.fstat(self._files[-1][0].fileno()).st_ino:
+            # The old file has another name now; what is open stays readable.
+            self._open(0)
+        found = []
+        for file, start in self._files:
+            file.seek(start)
+            whole_lines, _, _ = file.read().rpartition(b"\n")
+            found += writes(whole_lines.decode(), namespace)
+        return found
+
+    def _open(self, start: int) -> None:
+        self._files.append((self._path.open("rb"), start))

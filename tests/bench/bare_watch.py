@@ -13,6 +13,7 @@ import uvloop
 
 from voicepool.kube.api import PODS
 from voicepool.kube.client import AiohttpKubeApi, load_connection
+from voicepool.main import calm_garbage_collector
 from voicepool.model import LABEL_POOL
 
 
@@ -27,4 +28,5 @@ async def follow(kubeconfig: Path, namespace: str) -> None:
 
 
 if __name__ == "__main__":
+    calm_garbage_collector()
     uvloop.run(follow(Path(os.environ["VOICEPOOL_KUBECONFIG"]), sys.argv[1]))

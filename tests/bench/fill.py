@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 
 from tests.bench.audit import AuditLog
@@ -58,15 +59,15 @@ async def _create_bare(world: World, namespace: str, name: str) -> float:
 
 
 async def _fill(world: World, namespace: str, name: str) -> float:
-    log = AuditLog(world.cluster.audit_log)
-    began = time.time()
-    await world.api.create(POOLS, namespace, pool_object(namespace, name, **SPEC))
     answered: list[float] = []
+    with contextlib.closing(AuditLog(world.cluster.audit_log)) as log:
 
-    async def full() -> bool:
-        # A look at the log costs the API server nothing.
-        answered[:] = [write.answered_at for write in log.writes(namespace) if write.verb == "create"]
-        return len(answered) >= PODS_IN_POOL
+        async def full() -> bool:
+            # A look at the log costs the API server nothing.
+            answered[:] = [write.answered_at for write in log.writes(namespace) if write.verb == "create"]
+            return len(answered) >= PODS_IN_POOL
 
-    await until(full, poll_seconds=0.5)
+        began = time.time()
+        await world.api.create(POOLS, namespace, pool_object(namespace, name, **SPEC))
+        await until(full, poll_seconds=0.5)
     return max(answered) - began

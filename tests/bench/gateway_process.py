@@ -13,6 +13,7 @@ import uvloop
 
 from tests.bench.gateway import gateway
 from voicepool.gateway.app import create_app
+from voicepool.main import calm_garbage_collector
 
 
 async def serve(options: argparse.Namespace) -> None:
@@ -36,4 +37,5 @@ if __name__ == "__main__":
     parser.add_argument("--namespace", required=True)
     parser.add_argument("--agent-port", type=int, required=True)
     parser.add_argument("--port", type=int, required=True)
+    calm_garbage_collector()
     uvloop.run(serve(parser.parse_args()))

@@ -6,6 +6,7 @@ All times are the API server's own (its audit log), but for the bare watch, whic
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import uuid
 from datetime import UTC, datetime
 
@@ -36,16 +37,20 @@ async def measure(world: World) -> list[Row]:
     async with world.operator(namespace) as operator, kubelet.running():
         await operator.answers("/readyz", 200)
         await kubelet.wait_for_warm(WARM)
-        with world.progress.step("binding one after the other is replaced", 15):
-            log = AuditLog(world.cluster.audit_log)
+        with (
+            world.progress.step("binding one after the other is replaced", 15),
+            contextlib.closing(AuditLog(world.cluster.audit_log)) as log,
+        ):
             for _ in range(ONE_AT_A_TIME):
                 pod = kubelet.warm()[0]
                 await _bind(world, pod)
                 await kubelet.wait_for_bound(pod.name)
                 await kubelet.wait_for_warm(WARM)
             rows += _rows("one at a time", log, namespace, kubelet, load)
-        with world.progress.step(f"binding {STREAM_PER_SECOND} a second", STREAM / STREAM_PER_SECOND):
-            log = AuditLog(world.cluster.audit_log)
+        with (
+            world.progress.step(f"binding {STREAM_PER_SECOND} a second", STREAM / STREAM_PER_SECOND),
+            contextlib.closing(AuditLog(world.cluster.audit_log)) as log,
+        ):
             await _stream(world, kubelet)
             # The watch may be behind.
             for name in {write.name for write in log.writes(namespace) if write.verb == "patch"}:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import contextlib
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -150,10 +152,21 @@ def test_of_the_audit_log_only_accepted_writes_of_pods_count() -> None:
     ]
 
 
-def test_an_audit_log_is_read_from_where_it_was_opened_and_only_by_whole_lines(tmp_path: Any) -> None:
+def test_an_audit_log_is_read_from_where_it_was_opened_and_only_by_whole_lines(tmp_path: Path) -> None:
     path = tmp_path / "audit.log"
     path.write_text(entry("create", "before", 1))
-    log = AuditLog(path)
-    with path.open("a") as file:
-        file.write(entry("create", "after", 2) + '{"stage": "Respo')
-    assert [write.name for write in log.writes("calls")] == ["after"]
+    with contextlib.closing(AuditLog(path)) as log:
+        with path.open("a") as file:
+            file.write(entry("create", "after", 2) + '{"stage": "Respo')
+        assert [write.name for write in log.writes("calls")] == ["after"]
+
+
+def test_an_audit_log_goes_on_in_a_new_file(tmp_path: Path) -> None:
+    path = tmp_path / "audit.log"
+    path.write_text("")
+    with contextlib.closing(AuditLog(path)) as log:
+        path.write_text(entry("create", "old", 1))
+        path.rename(tmp_path / "audit-1.log")
+        path.write_text(entry("create", "new", 2))
+        assert [write.name for write in log.writes("calls")] == ["old", "new"]
+        assert [write.name for write in log.writes("calls")] == ["old", "new"]

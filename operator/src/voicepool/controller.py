@@ -50,6 +50,8 @@ T = TypeVar("T")
 STATUS_INTERVAL_SECONDS = 1.0
 TEMPLATE_RECHECK_SECONDS = 15.0
 """A refusal can have a cause outside of the template (a quota, a missing service account), so it is asked about again."""
+LOOK_AGAIN_SECONDS = 0.2
+"""How long a change of a pod may wait that asks for no pod to be created: it shows in the status, or lets a rollout go on."""
 SLOW_START_FIRST = 2
 UNBOUND_GRACE_SECONDS = 30
 """No call runs in a pod that is deleted here, or one whose time is up, so the grace that a call would need does not apply."""
@@ -280,6 +282,13 @@ class Controller:
         # Nobody would take it out again; whoever begins to work adds everything.
         if self._working:
             self.queue.add(key)
+
+    def _look(self, key: Key, *, soon: bool) -> None:
+        if soon:
+            self._add(key)
+        elif self._working:
+            # To look costs time in proportion to the pool's pods: a storm of such events is seen to in a few looks.
+            self.queue.add_after(key, LOOK_AGAIN_SECONDS)
 
     async def _list_pools(self) -> None:
         found: list[PoolFact] = []
@@ -585,9 +594,10 @@ class Controller:
                 self._add((one.namespace, one.pool))
 
     def _pod_changed(self, key: Key, old: PodFact | None, new: PodFact | None) -> None:
+        soon = old is None or new is None or _what_matters(old) != _what_matters(new)
         for pod in (old, new):
             if pod is not None:
-                self._add((pod.namespace, pod.pool))
+                self._look((pod.namespace, pod.pool), soon=soon)
         if self._working:
             for happening in happenings(old, new):
                 self._happened(happening)
@@ -626,6 +636,11 @@ class Controller:
     def _tell(self, pool: PoolFact, note: Note) -> None:
         if self._recorder is not None:
             self._recorder.note(pool, note)
+
+
+def _what_matters(pod: PodFact) -> tuple[object, ...]:
+    """What of a pod decides whether another one is missing."""
+    return pod.uid, pod.pool, pod.state, pod.finished, pod.deleting
 
 
 async def _together(actions: Sequence[Awaitable[None]]) -> list[KubeApiError]:

@@ -54,8 +54,6 @@ def main(arguments: Sequence[str]) -> int:
             rows = uvloop.run(_run(cluster, Path(folder), progress, chosen))
     finally:
         cluster.down()
-    for name in chosen:
-        _print(f"\n{name}\n\n{table([row for row in rows if row.benchmark == name])}")
     _print(
         f"\n{machine['processors']} processors, Python {machine['python']}, {words(progress.elapsed_seconds)} in all"
     )
@@ -68,7 +66,9 @@ async def _run(cluster: Cluster, folder: Path, progress: Progress, names: Sequen
     rows: list[Row] = []
     async with world(cluster, folder, progress) as made:
         for name in names:
-            rows += await BENCHMARKS[name](made)
+            found = await BENCHMARKS[name](made)
+            _print(f"\n{name}\n\n{table(found)}")
+            rows += found
     return rows
 
 

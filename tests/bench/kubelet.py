@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 
 from tests.bench.world import World, until
 from voicepool.kube.api import PODS
@@ -52,6 +52,18 @@ class Kubelet:
             return len(self.warm()) >= count
 
         await until(there, poll_seconds=0.002)
+
+    async def take(self, taken: Collection[str]) -> PodFact:
+        """Wait for a warm pod whose uid is not among those that were taken before."""
+
+        def free() -> list[PodFact]:
+            return [pod for pod in self.warm() if pod.uid not in taken]
+
+        async def there() -> bool:
+            return bool(free())
+
+        await until(there, poll_seconds=0.002)
+        return free()[0]
 
     async def wait_for_bound(self, name: str) -> None:
         """Wait until the watch has shown that a pod is bound."""

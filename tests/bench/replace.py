@@ -67,8 +67,7 @@ async def _stream(world: World, kubelet: Kubelet) -> None:
     async with asyncio.TaskGroup() as group:
         for turn in range(STREAM):
             await asyncio.sleep(began + turn / STREAM_PER_SECOND - loop.time())
-            await kubelet.wait_for_warm(WARM // 2)
-            pod = next(pod for pod in kubelet.warm() if pod.uid not in taken)
+            pod = await kubelet.take(taken)
             taken.add(pod.uid)
             group.create_task(_bind(world, pod))
 

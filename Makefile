@@ -1,5 +1,5 @@
 # Every target is one line; what it does is in the file that it calls.
-.PHONY: help setup check test unit sim demo demo-down images cluster cluster-down crds requirements
+.PHONY: help setup check test unit sim bench demo demo-down images cluster cluster-down crds requirements
 
 help: ## show the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
@@ -17,6 +17,9 @@ unit: .venv/ready ## the tests that need no cluster
 
 sim: .venv/ready ## play SEEDS simulated stories (200 unless told)
 	@.venv/bin/python -m tests.sim --seeds $(or $(SEEDS),200)
+
+bench: .venv/ready ## measure; NAMES are of bind replace fill operator-size (all unless told)
+	@.venv/bin/python -m tests.bench $(NAMES)
 
 test: .venv/ready ## everything that CI runs
 	@tests/run all

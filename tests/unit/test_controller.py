@@ -202,6 +202,34 @@ async def test_a_bound_pod_is_replaced(server: ApiServer) -> None:
         assert name in server.names(PODS)
 
 
+async def test_a_storm_of_changes_that_ask_for_no_pod_is_not_looked_at_one_by_one(
+    server: ApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_pool(server)
+    async with running(server) as it:
+        await until(lambda: it.status().get("startingReplicas") == 2)
+        monkeypatch.setattr(controller_module, "LOOK_AGAIN_SECONDS", 3600)
+        names = server.names(PODS)
+        before = it.value("voicepool_reconcile_seconds_count", outcome="ok")
+        for turn in range(50):
+            server.change(PODS, names[turn % 2], metadata={"annotations": {"turn": str(turn)}})
+            await asyncio.sleep(0.001)
+        server.change(PODS, names[0], metadata={"labels": {"voicepool.dev/state": "bound"}})
+        await until(lambda: len(server.names(PODS)) == 3)
+        assert it.value("voicepool_reconcile_seconds_count", outcome="ok") <= before + 5
+
+
+async def test_a_pod_that_has_become_warm_shows_in_the_status_a_little_later(
+    server: ApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(controller_module, "LOOK_AGAIN_SECONDS", 0.01)
+    put_pool(server)
+    async with running(server) as it:
+        await until(lambda: it.status().get("startingReplicas") == 2)
+        it.become_warm(server.names(PODS)[0])
+        await until(lambda: it.status().get("readyReplicas") == 1)
+
+
 async def test_a_bind_that_comes_before_the_delete_wins(server: ApiServer) -> None:
     put_pool(server, replicas=1)
     async with running(server) as it:

@@ -68,6 +68,8 @@ TEMPLATE_RECHECK_SECONDS = 15.0
 """A refusal can have a cause outside of the template (a quota, a missing service account), so it is asked about again."""
 RIGHTS_RECHECK_SECONDS = 1.0
 """An API server that has just started knows nobody's rights for a moment, and callers wait."""
+LOOK_AGAIN_SECONDS = 0.2
+"""How long a change of a pod may wait that asks for no pod to be created: it shows in the status, or lets a rollout go on."""
 SLOW_START_FIRST = 2
 WRITES_IN_A_TURN = 128
 """Of creates, and of deletes. Then the pool goes to the end of the queue, so that one that needs thousands does not keep a worker from the others."""
@@ -339,6 +341,13 @@ class Controller:
         # Nobody would take it out again; whoever begins to work adds everything.
         if self._working:
             self.queue.add(key)
+
+    def _look(self, key: Key, *, soon: bool) -> None:
+        if soon:
+            self._add(key)
+        elif self._working:
+            # To look costs time in proportion to the pool's pods: a storm of such events is seen to in a few looks.
+            self.queue.add_after(key, LOOK_AGAIN_SECONDS)
 
     async def _list_pools(self) -> None:
         found: list[PoolFact] = []
@@ -714,9 +723,10 @@ class Controller:
                 self._add((one.namespace, one.pool))
 
     def _pod_changed(self, key: Key, old: PodFact | None, new: PodFact | None) -> None:
+        soon = old is None or new is None or _what_matters(old) != _what_matters(new)
         for pod in (old, new):
             if pod is not None:
-                self._add((pod.namespace, pod.pool))
+                self._look((pod.namespace, pod.pool), soon=soon)
         if self._working:
             for happening in happenings(old, new):
                 self._happened(happening)
@@ -782,6 +792,11 @@ def _was_taken_away(old: PodFact, new: PodFact | None) -> bool:
     """Whether an unbound pod was deleted, by whomever."""
     going = new is None or (new.uid == old.uid and new.deleting)
     return going and old.state is BindState.WARM and not old.finished and not old.deleting
+
+
+def _what_matters(pod: PodFact) -> tuple[object, ...]:
+    """What of a pod decides whether another one is missing."""
+    return pod.uid, pod.pool, pod.state, pod.finished, pod.deleting
 
 
 async def _together(actions: Sequence[Awaitable[None]]) -> list[KubeApiError]:

@@ -405,8 +405,11 @@ def _victims(
     # Also where maxPods has been lowered: sessions keep their pods, unbound ones give way.
     ceiling = max(0, pool.spec.max_pods - len(groups.bound) - sum(not pod.finished for pod in groups.cold))
     target = min(wanted, ceiling)
+    old = [pod for pod in groups.unbound if pod.template_hash != template.hash]
+    if not old and len(groups.unbound) <= target:
+        # The usual case by far, and to put the pods in order is most of the work of a plan.
+        return []
     ordered = _cheapest_first(pool.spec.placement, groups, template)
-    old = [pod for pod in ordered if pod.template_hash != template.hash]
     surplus = steps.surge if old and target else 0
     too_many = max(0, len(ordered) - min(target + surplus, ceiling))
     result = [(pod, DeleteReason.SCALE_DOWN) for pod in ordered[:too_many]]

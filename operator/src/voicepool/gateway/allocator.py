@@ -103,10 +103,16 @@ class Allocator:
     def _reserve(self, key: PoolKey, session_id: str, only_uid: str | None) -> PodFact | None:
         free: list[PodFact] = []
         under_way: list[PodFact] = []
+        reserved, some_lost = self._reserved, bool(self._lost)
+        # Over all warm pods of the pool in each bind: what is seldom true is asked last.
         for pod in self._view.warm(key).values():
-            if pod.uid in self._reserved:
+            if pod.uid in reserved:
                 under_way.append(pod)
-            elif not self._is_lost(pod.uid) and pod.cold_start in (None, session_id) and only_uid in (None, pod.uid):
+            elif (
+                (pod.cold_start is None or pod.cold_start == session_id)
+                and (only_uid is None or pod.uid == only_uid)
+                and not (some_lost and self._is_lost(pod.uid))
+            ):
                 free.append(pod)
         if not free:
             return None

@@ -103,7 +103,7 @@ class LiveKitServers:
         kube: reads the Secret that a pool names.
         folder: the gateway's own server: files ``url``, ``api-key``, ``api-secret`` and, where callers use another address, ``public-url``.
         monotonic: seconds that never go back.
-        cache_seconds: how long a Secret that was read is used.
+        cache_seconds: how long a Secret that was read, or the folder, is used.
     """
 
     def __init__(self, kube: KubeApi, folder: Path, *, monotonic: Callable[[], float], cache_seconds: float) -> None:
@@ -112,6 +112,8 @@ class LiveKitServers:
         self._monotonic = monotonic
         self._cache_seconds = cache_seconds
         self._secrets: dict[tuple[str, str], tuple[float, dict[str, str]]] = {}
+        self._own_read: tuple[float, dict[str, str]] | None = None
+        """Until when it is good, and what it is."""
 
     async def of(self, pool: PoolFact) -> LiveKitServer:
         """The server of a pool.
@@ -142,12 +144,17 @@ class LiveKitServers:
         )
 
     def _own(self) -> dict[str, str]:
+        if self._own_read is not None and self._monotonic() < self._own_read[0]:
+            return self._own_read[1]
         values = {}
         for name in (*_KEYS, "public-url"):
             try:
                 values[name] = (self._folder / name).read_text().strip()
             except (OSError, UnicodeDecodeError):
                 continue
+        # What is not whole yet is looked at again at once.
+        if all(values.get(name) for name in _KEYS):
+            self._own_read = (self._monotonic() + self._cache_seconds, values)
         return values
 
     async def _secret(self, pool: PoolFact, name: str) -> dict[str, str]:

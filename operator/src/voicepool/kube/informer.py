@@ -34,6 +34,8 @@ Handler = Callable[[Key, T | None, T | None], None]
 BACKOFF_FIRST_SECONDS = 0.2
 BACKOFF_MAX_SECONDS = 10.0
 WATCH_FAILURES_BEFORE_LIST = 3
+DEFAULT_PAGE_SIZE = 100
+"""A page is a hundred times larger as Python objects than what is kept of it, and what is kept lies among them: small pages leave a small process."""
 
 
 @dataclass(slots=True)
@@ -81,7 +83,7 @@ class Informer(Generic[T]):
         convert: Callable[[Json], T | None],
         *,
         indexes: Mapping[str, Callable[[T], Hashable]] | None = None,
-        page_size: int = 500,
+        page_size: int = DEFAULT_PAGE_SIZE,
         relist_seconds: float = 1800.0,
         on_list: Callable[[str], None] = lambda reason: None,
         jitter: random.Random | None = None,

@@ -1,0 +1,90 @@
+"""``python -m tests.bench [NAME...]``: run benchmarks on a control plane of their own and print their tables."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import signal
+import sys
+import tempfile
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import uvloop
+
+from tests.bench import bind, fill, operator_size, replace
+from tests.bench.report import Row, document, table
+from tests.bench.world import World, load_average, world
+from tests.cluster.progress import Progress, words
+from tests.cluster.tool import Cluster, open_cluster, remove_abandoned
+from voicepool.main import calm_garbage_collector
+
+PREFIX = "bench-"
+BENCHMARKS: dict[str, Callable[[World], Awaitable[list[Row]]]] = {
+    # The largest comes last: its pods would be in the others' way.
+    module.NAME: module.measure
+    for module in (bind, replace, fill, operator_size)
+}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run; returns 1 when a goal is missed."""
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHMARKS)} (default: all)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there too")
+    options = parser.parse_args(arguments)
+    unknown = set(options.names) - set(BENCHMARKS)
+    if unknown:
+        parser.error(f"there is no benchmark {', '.join(sorted(unknown))}; there are {', '.join(BENCHMARKS)}")
+    chosen = [name for name in BENCHMARKS if name in (options.names or BENCHMARKS)]
+    # Whoever ends us politely leaves no cluster behind.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    # As in the product's processes, for the floor and for what is measured here alike.
+    calm_garbage_collector()
+    progress = Progress()
+    machine = _machine()
+    remove_abandoned(PREFIX)
+    cluster = open_cluster(f"{PREFIX}{os.getpid()}", "native", control_plane_only=True, progress=progress)
+    cluster.up()
+    try:
+        with tempfile.TemporaryDirectory(prefix="voicepool-bench-") as folder:
+            rows = uvloop.run(_run(cluster, Path(folder), progress, chosen))
+    finally:
+        cluster.down()
+    _print(
+        f"\n{machine['processors']} processors, Python {machine['python']}, {words(progress.elapsed_seconds)} in all"
+    )
+    if options.json is not None:
+        options.json.write_text(json.dumps(document(rows, machine), indent=1) + "\n")
+    return int(any(row.met is False for row in rows))
+
+
+async def _run(cluster: Cluster, folder: Path, progress: Progress, names: Sequence[str]) -> list[Row]:
+    rows: list[Row] = []
+    async with world(cluster, folder, progress) as made:
+        for name in names:
+            found = await BENCHMARKS[name](made)
+            _print(f"\n{name}\n\n{table(found)}")
+            rows += found
+    return rows
+
+
+def _machine() -> dict[str, Any]:
+    return {
+        "processors": os.cpu_count(),
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "load_average_before": round(load_average(), 2),
+    }
+
+
+def _print(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,154 @@
+"""How the operator's process grows with the number of pods: time to sync, memory, CPU for each pod event.
+
+The pods are real objects of a real API server, made in bulk without a kubelet and Ready. The floor for the CPU is a bare watch of the same events by the
+same client, which throws them away.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+from tests.bench.figures import Figure, over_rounds, per_event
+from tests.bench.processes import Child
+from tests.bench.report import Row, number
+from tests.bench.world import World, in_parallel, load_average, ready_status
+from voicepool.kube.api import PODS
+from voicepool.model import PodFact
+
+NAME = "operator-size"
+SIZES = (0, 100, 1_000, 10_000)
+PODS_IN_POOL = 500
+PATIENT = {"deadlineSeconds": 3600}
+"""Pods that are made not Ready stay so for a while; that must not count as a failure of theirs."""
+STARTS = 3
+EVENTS = 2_000
+EVENT_ROUNDS = 3
+QUIET_SECONDS = 2.0
+GOAL_SYNC_SECONDS = 2.0
+GOAL_MEMORY_MEBIBYTES = 120.0
+GOAL_EVENT_MICROSECONDS = 40.0
+
+
+@dataclass(slots=True)
+class _Seen:
+    """What was measured at one size."""
+
+    starts: list[float] = field(default_factory=list)
+    syncs: list[float] = field(default_factory=list)
+    memory: list[float] = field(default_factory=list)
+    peaks: list[float] = field(default_factory=list)
+    idle: list[float] = field(default_factory=list)
+    events: dict[str, list[float]] = field(default_factory=dict)
+    floors: dict[str, list[float]] = field(default_factory=dict)
+
+
+async def measure(world: World) -> list[Row]:
+    """Run it; takes about three minutes, most of it for making 10,000 pods."""
+    load = load_average()
+    namespace = await world.namespace("size")
+    pods: list[PodFact] = []
+    rows: list[Row] = []
+    for size in SIZES:
+        await _grow(world, namespace, pods, size)
+        with world.progress.step(f"an operator with {size:,} pods", 30):
+            rows += _rows(size, await _look(world, namespace, pods), load)
+    return rows
+
+
+async def _grow(world: World, namespace: str, pods: list[PodFact], size: int) -> None:
+    if size > len(pods):
+        with world.progress.step(f"making {size:,} pods", (size - len(pods)) / 250):
+            while size > len(pods):
+                count = min(PODS_IN_POOL, size - len(pods))
+                name = f"pool-{len(pods)}"
+                pool = await world.pool(namespace, name, replicas=count, maxPods=count, startup=PATIENT)
+                pods += await world.warm_pods(pool, range(count), address="10.1.2.3")
+
+
+async def _look(world: World, namespace: str, pods: list[PodFact]) -> _Seen:
+    seen = _Seen()
+    for turn in range(STARTS):
+        async with world.operator(namespace) as operator:
+            listening = await operator.answers("/readyz", 200, 503)
+            ready = await operator.answers("/readyz", 200)
+            seen.starts.append(ready - operator.started_at)
+            seen.syncs.append(ready - listening)
+            await asyncio.sleep(QUIET_SECONDS)
+            seen.memory.append(operator.memory_mebibytes())
+            if pods and turn == STARTS - 1:
+                await _storms(world, namespace, pods, operator, seen)
+            seen.peaks.append(operator.peak_memory_mebibytes())
+    return seen
+
+
+async def _storms(world: World, namespace: str, pods: list[PodFact], operator: Child, seen: _Seen) -> None:
+    environment = {"VOICEPOOL_KUBECONFIG": str(world.cluster.kubeconfig)}
+    arguments = ("-m", "tests.bench.bare_watch", namespace)
+    async with Child(arguments, world.folder / "watch.log", environment=environment) as watch:
+        await asyncio.sleep(QUIET_SECONDS)
+        idle = [child.cpu_seconds() for child in (operator, watch)]
+        await asyncio.sleep(QUIET_SECONDS)
+        shares = [
+            (child.cpu_seconds() - before) / QUIET_SECONDS
+            for child, before in zip((operator, watch), idle, strict=True)
+        ]
+        seen.idle.append(shares[0])
+        for turn, (what, touch) in itertools.product(range(EVENT_ROUNDS), _touches(world).items()):
+            chosen = [pods[number % len(pods)] for number in range(turn, turn + EVENTS)]
+            before = [child.cpu_seconds() for child in (operator, watch)]
+            began = time.perf_counter()
+            await in_parallel(touch, enumerate(chosen))
+            await asyncio.sleep(QUIET_SECONDS)
+            wall_seconds = time.perf_counter() - began
+            costs = [
+                per_event(child.cpu_seconds() - used, share, wall_seconds, EVENTS)
+                for child, used, share in zip((operator, watch), before, shares, strict=True)
+            ]
+            seen.events.setdefault(what, []).append(costs[0] * 1e6)
+            seen.floors.setdefault(what, []).append(costs[1] * 1e6)
+
+
+def _touches(world: World) -> dict[str, Callable[[tuple[int, PodFact]], Awaitable[None]]]:
+    """Two kinds of event."""
+    turns = itertools.count()
+
+    async def say_nothing_new(item: tuple[int, PodFact]) -> None:
+        _, pod = item
+        change = {"metadata": {"annotations": {"example.org/turn": str(next(turns))}}}
+        await world.api.merge_patch(PODS, pod.namespace, pod.name, change)
+
+    async def flip_ready(item: tuple[int, PodFact]) -> None:
+        _, pod = item
+        turn = next(turns)
+        status = ready_status("10.1.2.3")
+        status["containerStatuses"][0]["ready"] = bool(turn % 2)
+        status["conditions"][2]["status"] = str(bool(turn % 2))
+        await world.api.merge_patch(PODS, pod.namespace, pod.name, {"status": status}, subresource="status")
+
+    return {"that changes nothing for it": say_nothing_new, "of a pod's readiness": flip_ready}
+
+
+def _rows(size: int, seen: _Seen, load: float) -> list[Row]:
+    at = f"{size:,} pods"
+    largest = size == max(SIZES)
+
+    def row(what: str, figure: Figure, unit: str, goal: float | None = None, beside: str = "") -> Row:
+        return Row(NAME, f"{at}: {what}", figure, unit, goal if largest else None, beside, load)
+
+    rows = [
+        row("process start to ready", over_rounds(seen.starts), "s"),
+        row("of it: to sync", over_rounds(seen.syncs), "s", GOAL_SYNC_SECONDS),
+        row("memory", over_rounds(seen.memory), "MiB", GOAL_MEMORY_MEBIBYTES),
+        row("memory at most", over_rounds(seen.peaks), "MiB"),
+    ]
+    for what, values in seen.events.items():
+        floor = over_rounds(seen.floors[what])
+        beside = f"a bare watch {number(floor.value)} us"
+        rows.append(row(f"CPU for an event {what}", over_rounds(values), "us", GOAL_EVENT_MICROSECONDS, beside))
+    if seen.idle:
+        rows.append(row("CPU when nothing happens", over_rounds([share * 1000 for share in seen.idle]), "ms/s"))
+    return rows

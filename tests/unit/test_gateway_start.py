@@ -19,7 +19,7 @@ from voicepool.binding import DELIVERY_DEADLINE_SECONDS
 from voicepool.gateway import deliverer as deliverer_module
 from voicepool.gateway.errors import NoWarmAgent
 from voicepool.gateway.requests import StartRequest
-from voicepool.kube.api import PODS, POOLS, Unreachable
+from voicepool.kube.api import PODS, POOLS, Forbidden, Unreachable
 
 LABEL = "voicepool.dev/session"
 
@@ -392,6 +392,21 @@ async def test_a_caller_who_leaves_while_a_race_is_lost_takes_no_other_pod(here:
 def outcomes(gateway: Gateway, outcome: str) -> float | None:
     labels = {"namespace": "calls", "pool": POOL, "outcome": outcome}
     return gateway.services.metrics.registry.get_sample_value("voicepool_gateway_starts_total", labels)
+
+
+async def test_a_bind_is_undone_when_the_api_server_comes_back(here: World) -> None:
+    here.pool()
+    (name,) = here.pods(1)
+    gateway = await here.gateway()
+    here.kube.hold_patch = asyncio.Event()
+    start = asyncio.create_task(gateway.start(sessionId="once"))
+    await until(lambda: here.rooms.made)
+    away = [Unreachable("refused") for _ in range(6)]
+    here.kube.before["list"] = [*away[:1]]
+    here.kube.before["delete"] = [*away, Forbidden("not known yet", status=403)]
+    here.kube.hold_patch.set()
+    assert (await start).json()["code"] == "CLUSTER_UNAVAILABLE"
+    await until(lambda: name not in [pod["metadata"]["name"] for pod in here.kube.pods()])
 
 
 async def test_a_caller_who_leaves_after_the_bind_leaves_no_agent_waiting(here: World) -> None:

@@ -23,6 +23,7 @@ from voicepool.gateway.view import is_live
 from voicepool.kube.api import (
     PODS,
     Conflict,
+    Forbidden,
     Json,
     KubeApi,
     KubeApiError,
@@ -35,6 +36,9 @@ from voicepool.kube.api import (
 from voicepool.model import ANNOTATION_BOUND_BY, PodFact, PoolFact
 
 log = logging.getLogger("voicepool.gateway")
+
+UNDO_SECONDS = 30.0
+"""How long the API server may be away while a bind is undone; past that the operator finds the pod, and much later."""
 
 
 class Binder:
@@ -194,7 +198,9 @@ class Binder:
     async def delete_undelivered(self, pod: PodFact, request: StartRequest) -> bool:
         """Delete a pod of which it is certain that its agent has no session; whether that worked."""
         seen = pod
-        for _ in range(5):
+        loop = asyncio.get_running_loop()
+        until = loop.time() + UNDO_SECONDS
+        while loop.time() < until:
             try:
                 await self._kube.delete(
                     PODS, seen.namespace, seen.name, uid=seen.uid, resource_version=seen.resource_version
@@ -207,7 +213,8 @@ class Binder:
                 seen = again
             except NotFound:
                 return True
-            except (Unreachable, ServerFault, TooManyRequests):
+            except (Unreachable, ServerFault, TooManyRequests, Forbidden):
+                # An API server that has just started again forbids everything for a moment.
                 await self._pause()
             except KubeApiError:
                 return False

@@ -432,8 +432,9 @@ class Controller:
         if template.error is not None:
             self.queue.add_after(key, self._verdicts[key].good_for_seconds())
         failures = await self._keep_budget(key, wanted=pool.spec.disruption is Disruption.NEVER)
-        failures += await self._delete_all(pool.namespace, pool.name, decided.deletes[:WRITES_IN_A_TURN])
+        # Callers wait for what is created, nobody for what is deleted.
         failures += await self._create_all(pool, template, decided.creates[:WRITES_IN_A_TURN])
+        failures += await self._delete_all(pool.namespace, pool.name, decided.deletes[:WRITES_IN_A_TURN])
         await self._write_status(pool, decided.status)
         if failures:
             raise failures[0]

@@ -384,6 +384,7 @@ class TestOperator:
             "REASON": "TargetReached",
             "IMAGE": "localhost/agent:1",
             "RECOMMENDED": "",
+            "HIT": "",
         }
 
     async def test_kubectl_scale(self, operator: Operator, control_plane: Cluster) -> None:

@@ -9,6 +9,8 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from tests.sim.semantics import json_patch, merge_patch
+
 from voicepool.kube.api import (
     BUDGETS,
     AlreadyExists,
@@ -18,7 +20,6 @@ from voicepool.kube.api import (
     KubeApiError,
     NotFound,
     Resource,
-    Unprocessable,
     WatchEvent,
 )
 
@@ -60,8 +61,7 @@ class ApiServer:
 
     def change(self, resource: Resource, name: str, namespace: str = "calls", **parts: Any) -> None:
         """Merge ``parts`` (``metadata``, ``status``, ``spec``) into an object."""
-        obj = copy.deepcopy(self.objects[(resource.plural, namespace, name)])
-        _merge(obj, parts)
+        obj = merge_patch(self.objects[(resource.plural, namespace, name)], parts)
         self._store((resource.plural, namespace, name), obj, "MODIFIED")
 
     def vanish(self, resource: Resource, name: str, namespace: str = "calls") -> None:
@@ -154,19 +154,9 @@ class ApiServer:
     async def json_patch(
         self, resource: Resource, namespace: str, name: str, operations: Sequence[Mapping[str, Any]]
     ) -> Json:
-        """Knows what the operator sends: a test of the uid, and a change of a whole part or of one annotation."""
         self._fail("json_patch")
         self.calls.append(("json_patch", name))
-        obj = await self.get(resource, namespace, name)
-        for operation in operations:
-            *parents, last = [part.replace("~1", "/").replace("~0", "~") for part in operation["path"].split("/")[1:]]
-            parent = obj
-            for part in parents:
-                parent = parent[part]
-            if operation["op"] != "test":
-                parent[last] = copy.deepcopy(operation["value"])
-            elif parent.get(last) != operation["value"]:
-                raise Unprocessable(f"test failed: {operation['path']}", status=422)
+        obj = json_patch(await self.get(resource, namespace, name), operations)
         self._store((resource.plural, namespace, name), obj, "MODIFIED")
         return await self.get(resource, namespace, name)
 
@@ -180,7 +170,7 @@ class ApiServer:
             wanted = body.get("metadata", {}).get(field)
             if wanted and wanted != obj["metadata"][field]:
                 raise Conflict(f"{field} mismatch", status=409)
-        _merge(obj, {subresource: body[subresource]} if subresource else body)
+        obj = merge_patch(obj, {subresource: body[subresource]} if subresource else body)
         self._store((resource.plural, namespace, name), obj, "MODIFIED")
         return await self.get(resource, namespace, name)
 
@@ -219,16 +209,6 @@ class ApiServer:
     def _wake(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
-
-
-def _merge(into: Json, parts: Mapping[str, Any]) -> None:
-    for name, value in parts.items():
-        if isinstance(value, Mapping):
-            _merge(into.setdefault(name, {}), value)
-        elif value is None:
-            into.pop(name, None)
-        else:
-            into[name] = value
 
 
 async def until(condition: Any) -> None:

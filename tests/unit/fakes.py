@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import jwt
 from aiohttp import web
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from tests.sim.semantics import json_patch, merge_patch, selects
 
 from voicepool.gateway.errors import LiveKitUnavailable
 from voicepool.gateway.livekit import LiveKitServer
@@ -28,14 +29,12 @@ from voicepool.kube.api import (
     KubeApiError,
     NotFound,
     Resource,
-    Unprocessable,
     WatchEvent,
 )
 
 NAMESPACE = "calls"
 POOL = "demo"
 HASH = "aaaaaaaa"
-_MISSING = object()
 
 T = TypeVar("T")
 
@@ -68,8 +67,7 @@ class FakeKube:
         return self._store(resource, stored, "ADDED")
 
     def edit(self, resource: Resource, name: str, change: Mapping[str, Any], namespace: str = NAMESPACE) -> Json:
-        stored = copy.deepcopy(self.objects[resource.plural, namespace, name])
-        _merge(stored, change)
+        stored = merge_patch(self.objects[resource.plural, namespace, name], change)
         return self._store(resource, stored, "MODIFIED")
 
     def pod(self, name: str, namespace: str = NAMESPACE) -> Json:
@@ -98,7 +96,9 @@ class FakeKube:
             items = [
                 copy.deepcopy(obj)
                 for (plural, space, _), obj in self.objects.items()
-                if plural == resource.plural and namespace in (None, space) and _selected(obj, label_selector)
+                if plural == resource.plural
+                and namespace in (None, space)
+                and selects(label_selector, obj["metadata"].get("labels"))
             ]
             return {"metadata": {"resourceVersion": str(self._version)}, "items": items}
 
@@ -140,9 +140,7 @@ class FakeKube:
             await self.hold_patch.wait()
 
         def patched() -> Json:
-            stored = copy.deepcopy(self._find(resource, namespace, name))
-            for operation in operations:
-                _apply(stored, operation)
+            stored = json_patch(self._find(resource, namespace, name), operations)
             return self._store(resource, stored, "MODIFIED")
 
         return await self._call("patch", patched)
@@ -209,50 +207,6 @@ class FakeKube:
         except RuntimeError:
             return
         task.add_done_callback(lambda _task: None)
-
-
-def _selected(obj: Json, selector: str) -> bool:
-    labels = obj["metadata"].get("labels") or {}
-    for part in filter(None, selector.split(",")):
-        name, equals, value = part.partition("=")
-        if name not in labels or (equals and labels[name] != value):
-            return False
-    return True
-
-
-def _apply(obj: Json, operation: Mapping[str, Any]) -> None:
-    """One operation of RFC 6902; a test for null passes where the key is absent, as it does on a real API server."""
-    parts = [part.replace("~1", "/").replace("~0", "~") for part in operation["path"].split("/")[1:]]
-    parent: Any = obj
-    try:
-        for part in parts[:-1]:
-            parent = parent[int(part) if isinstance(parent, list) else part]
-        key: Any = int(parts[-1]) if isinstance(parent, list) else parts[-1]
-        there = parent[key] if isinstance(parent, list) else parent.get(key, _MISSING)
-    except (KeyError, IndexError, ValueError):
-        raise Unprocessable(f"no such path: {operation['path']}", status=422) from None
-    match operation["op"]:
-        case "test":
-            if (None if there is _MISSING else there) != operation["value"]:
-                raise Unprocessable(f"test failed: {operation['path']}", status=422)
-        case "add":
-            parent[key] = operation["value"]
-        case "replace" | "remove" if there is _MISSING:
-            raise Unprocessable(f"no such path: {operation['path']}", status=422)
-        case "replace":
-            parent[key] = operation["value"]
-        case "remove":
-            del parent[key]
-
-
-def _merge(into: Json, change: Mapping[str, Any]) -> None:
-    for name, value in change.items():
-        if isinstance(value, Mapping) and isinstance(into.get(name), dict):
-            _merge(into[name], value)
-        elif value is None:
-            into.pop(name, None)
-        else:
-            into[name] = copy.deepcopy(value)
 
 
 def pool_object(name: str = POOL, namespace: str = NAMESPACE, **spec: Any) -> Json:

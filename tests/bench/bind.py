@@ -32,7 +32,7 @@ WARM = 300
 """Warm pods of each pool, filled up before each block and each burst."""
 BLOCKS = 4
 ROUNDS_IN_BLOCK = 75
-BURSTS = 5
+BURSTS = 3
 NAME = "bind"
 POOL = "demo"
 LABELS = {

@@ -13,6 +13,7 @@ from voicepool.gateway.options import GatewayOptions
 from voicepool.gateway.server import running
 from voicepool.gateway.services import Services
 from voicepool.kube.client import AiohttpKubeApi, load_connection
+from voicepool.kube.clock import utc_now
 
 CONNECTIONS = 128
 """As many as the gateway's own process opens to the API server."""
@@ -26,9 +27,9 @@ async def gateway(kubeconfig: Path, folder: Path, namespace: str, agent_port: in
         running(
             kube,
             settings(folder).model_copy(update={"namespace": namespace}),
-            Signer.from_file(folder / "private.pem", kube.clock.now),
+            Signer.from_file(folder / "private.pem", utc_now),
             GatewayOptions(default_namespace=namespace, agent_port=agent_port),
-            now=kube.clock.now,
+            now=utc_now,
             rooms=FakeRooms(),
         ) as services,
     ):

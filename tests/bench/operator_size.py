@@ -25,8 +25,8 @@ PODS_IN_POOL = 500
 PATIENT = {"deadlineSeconds": 3600}
 """Pods that are made not Ready stay so for a while; that must not count as a failure of theirs."""
 STARTS = 3
-EVENTS = 2_000
-EVENT_ROUNDS = 3
+EVENTS = 1_000
+EVENT_ROUNDS = 2
 QUIET_SECONDS = 2.0
 GOAL_SYNC_SECONDS = 2.0
 GOAL_MEMORY_MEBIBYTES = 120.0

@@ -11,6 +11,7 @@ from typing import Any
 
 import jwt
 import pytest
+from tests.unit.facts import pool
 from tests.unit.fakes import NAMESPACE, POOL, Agents, FakeKube, FakeRooms, pod_status
 from tests.unit.gateways import API_KEY, AUTHORIZED, LIVEKIT_SECRET, Gateway, World, world, write_files
 from tests.unit.virtual_time import in_virtual_time
@@ -18,6 +19,7 @@ from tests.unit.virtual_time import in_virtual_time
 from voicepool.binding import DELIVERY_DEADLINE_SECONDS
 from voicepool.gateway import deliverer as deliverer_module
 from voicepool.gateway.errors import NoWarmAgent
+from voicepool.gateway.livekit import LiveKitServers
 from voicepool.gateway.requests import StartRequest
 from voicepool.kube.api import PODS, POOLS, Forbidden, Unreachable
 
@@ -468,3 +470,15 @@ async def test_a_pool_that_is_being_deleted_takes_no_new_session(here: World) ->
     here.kube.edit(POOLS, POOL, {"metadata": {"deletionTimestamp": datetime.now(UTC).isoformat()}})
     await until(lambda: gateway.services.view.pools["calls", POOL].deleting)
     assert (await gateway.start()).json()["code"] == "POOL_NOT_FOUND"
+
+
+async def test_a_new_key_to_the_gateways_own_livekit_server_is_used_when_the_old_one_has_been_used_for_a_while(
+    here: World,
+) -> None:
+    now = 0.0
+    servers = LiveKitServers(here.kube, here.folder / "livekit", monotonic=lambda: now, cache_seconds=30)
+    assert (await servers.of(pool())).api_key == "devkey"
+    (here.folder / "livekit" / "api-key").write_text("newkey")
+    assert (await servers.of(pool())).api_key == "devkey"
+    now = 30.0
+    assert (await servers.of(pool())).api_key == "newkey"

@@ -1,7 +1,7 @@
 """Storms: callers come at 20 a second while everything around their pool is shaken. No call may be lost, and the audit log is the witness.
 
 Operator and gateways are real processes with the chart's rights; kubelet, agents, LiveKit and callers are played. How long a storm lasts is in
-VOICEPOOL_STORM_SECONDS (10), how long a converged pool is watched in VOICEPOOL_QUIET_SECONDS (60).
+VOICEPOOL_STORM_SECONDS (6), how long a converged pool is watched in VOICEPOOL_QUIET_SECONDS (30).
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from tests.cluster.tool import Cluster
 
 pytestmark = pytest.mark.control_plane
 
-STORM_SECONDS = float(os.environ.get("VOICEPOOL_STORM_SECONDS") or 10)
-QUIET_SECONDS = float(os.environ.get("VOICEPOOL_QUIET_SECONDS") or 60)
+STORM_SECONDS = float(os.environ.get("VOICEPOOL_STORM_SECONDS") or 6)
+QUIET_SECONDS = float(os.environ.get("VOICEPOOL_QUIET_SECONDS") or 30)
 REFILL_SECONDS = 10.0
 """Generous: the machine may be busy with other things. What was reached is printed."""
 

@@ -303,6 +303,16 @@ async def test_a_session_that_another_gateway_may_still_deliver_is_waited_for(he
     assert [pod["metadata"]["name"] for pod in here.kube.bound()] == [left]
 
 
+async def test_what_is_left_of_a_bind_that_was_undone_is_not_taken_for_the_session(here: World) -> None:
+    here.pool()
+    left, other = here.pods(2)
+    bound_before(here, left, "once", DELIVERY_DEADLINE_SECONDS + 20)
+    going = {"deletionTimestamp": datetime.now(UTC).isoformat()}
+    here.kube.edit(PODS, left, {"metadata": going, "status": {"phase": "Succeeded"}})
+    answer = await (await here.gateway()).start(sessionId="once")
+    assert (answer.status_code, answer.json()["agent"]["pod"]) == (200, other)
+
+
 async def test_no_assignment_outlives_the_time_in_which_a_bind_must_be_delivered(
     here: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:

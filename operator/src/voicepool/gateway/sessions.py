@@ -417,7 +417,12 @@ class Sessions:
             SessionElsewhere: another pool has it.
         """
         while True:
-            pods = [pod for pod in await self.carriers(request.namespace, request.session_id) if pod.uid not in mine]
+            # One that has ended and is being deleted is what is left of a bind that was undone, or soon not there at all.
+            pods = [
+                pod
+                for pod in await self.carriers(request.namespace, request.session_id)
+                if pod.uid not in mine and (is_live(pod) or not pod.deleting)
+            ]
             if not pods:
                 return None
             if any(pod.pool != request.pool for pod in pods):

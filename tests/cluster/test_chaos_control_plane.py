@@ -31,6 +31,7 @@ from tests.cluster.chaos.stage import (
     until,
 )
 from tests.cluster.tool import Cluster
+from voicepool.recorder import INTERVAL_SECONDS
 
 pytestmark = pytest.mark.control_plane
 
@@ -38,6 +39,8 @@ STORM_SECONDS = float(os.environ.get("VOICEPOOL_STORM_SECONDS") or 6)
 QUIET_SECONDS = float(os.environ.get("VOICEPOOL_QUIET_SECONDS") or 30)
 REFILL_SECONDS = 10.0
 """Generous: the machine may be busy with other things. What was reached is printed."""
+FAIL_OVER_SECONDS = 20.0
+"""What the Lease of an operator that was killed in the last moment of a storm may cost on top."""
 
 Show = Callable[[str], None]
 
@@ -138,6 +141,7 @@ class Storm:
         operators: how many there are; with two, one leads.
         overshoot: pods that may pass `maxPods`: the creates that a writer with an old view may have under way, one batch of them for each such writer.
         may_strand: a gateway may die between a bind and its delivery.
+        may_lose_the_leader: the operator that works may be gone, or stand still, when the storm is over.
         may_end: kopf ends the operator on some errors of its watch, so that Kubernetes starts it again.
     """
 
@@ -145,14 +149,15 @@ class Storm:
     operators: int = 1
     overshoot: int = 0
     may_strand: bool = False
+    may_lose_the_leader: bool = False
     may_end: bool = False
 
 
 STORMS = [
     Storm(scale_flips),
     Storm(releases),
-    Storm(kills, overshoot=PARALLEL_WRITES, may_strand=True),
-    Storm(freezes, operators=2, overshoot=PARALLEL_WRITES, may_strand=True),
+    Storm(kills, overshoot=PARALLEL_WRITES, may_strand=True, may_lose_the_leader=True),
+    Storm(freezes, operators=2, overshoot=PARALLEL_WRITES, may_strand=True, may_lose_the_leader=True),
     Storm(api_restarts, overshoot=PARALLEL_WRITES, may_end=True),
     Storm(compactions, overshoot=PARALLEL_WRITES, may_end=True),
 ]
@@ -192,7 +197,7 @@ async def test_no_call_is_lost_in_a_storm(
         ended = [code for process in here.processes for code in process.own_ends]
         show(f"processes that ended by themselves: {ended}")
 
-        assert refill_seconds < REFILL_SECONDS
+        assert refill_seconds < REFILL_SECONDS + (FAIL_OVER_SECONDS if storm.may_lose_the_leader else 0.0)
         assert verdict.faults == ()
         assert here.agents.killed() == []
         assert here.agents.errors == []
@@ -211,8 +216,8 @@ async def test_a_converged_pool_is_not_written_to(
             await asyncio.sleep(1)
         await here.callers.finish()
         await until(here.settled, SETTLE_SECONDS)
-        # What was told meanwhile is written within moments: Events, and a last status.
-        await asyncio.sleep(3)
+        # What was told meanwhile is still to be written: Events, which are gathered for a while, and a last status.
+        await asyncio.sleep(INTERVAL_SECONDS + 2)
         here.verdict(0)
         begun = len(here.audit.writes)
         await asyncio.sleep(QUIET_SECONDS)

@@ -19,7 +19,6 @@ from voicepool.model import LABEL_SESSION, LABEL_STATE, BindState
 Json = dict[str, Any]
 
 WRITING_VERBS = frozenset({"create", "update", "patch", "delete", "deletecollection"})
-FORBIDDEN = 403
 WRITES_OF_A_SESSION = 3
 """Create, bind, delete."""
 _STATE_PATH = "/metadata/labels/" + LABEL_STATE.replace("/", "~1")
@@ -80,6 +79,8 @@ class Write:
     is_bind: bool
     has_preconditions: bool
     """A delete names the uid and the version of what it deletes."""
+    was_read: bool
+    """The API server read what was asked: not where it refused the account, or was going down."""
 
     @property
     def succeeded(self) -> bool:
@@ -114,6 +115,7 @@ def write_from_audit(event: Json) -> Write | None:
         pod=_pod_seen(answer) if is_pod else None,
         is_bind=resource == "pods" and not subresource and _binds(request),
         has_preconditions=_names_a_version(request),
+        was_read=request is not None,
     )
 
 
@@ -277,8 +279,7 @@ class _Court:
             self._refused[write.code] += 1
         if ours and write.succeeded and write.resource.partition("/")[0] != "pods":
             self._other[write.resource] += 1
-        # Of a request that the account was not allowed to make nobody has read the body.
-        is_delete = write.verb == "delete" and write.resource == "pods" and write.code != FORBIDDEN
+        is_delete = write.verb == "delete" and write.resource == "pods" and (write.succeeded or write.was_read)
         if ours and is_delete and not write.has_preconditions:
             words = f"{write.actor} asked to delete {write.name}, whatever it is by then"
             self._fault(FaultKind.NO_PRECONDITIONS, words)

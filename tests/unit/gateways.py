@@ -119,3 +119,10 @@ async def world(folder: Path) -> AsyncIterator[World]:
             yield made
         finally:
             await made.close()
+
+
+async def until(condition: Any) -> None:
+    """Let the others work until something holds."""
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110 -- what is waited for has no event of its own
+            await asyncio.sleep(0.005)

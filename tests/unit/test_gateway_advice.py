@@ -15,7 +15,7 @@ import pytest
 from aiohttp import web
 from tests.unit.documentation import documents
 from tests.unit.fakes import NAMESPACE, POOL
-from tests.unit.gateways import API_KEY, AUTHORIZED, SCOPED_KEY, Gateway, World, world
+from tests.unit.gateways import API_KEY, AUTHORIZED, SCOPED_KEY, Gateway, World, until, world
 
 from voicepool.gateway.advice import Advisor
 from voicepool.gateway.demand import MOST, Demand
@@ -31,12 +31,6 @@ PATH = f"/metrics/v1/namespaces/{NAMESPACE}/pools/{POOL}"
 async def here(tmp_path: Path) -> AsyncIterator[World]:
     async with world(tmp_path) as made:
         yield made
-
-
-async def until(condition: Any) -> None:
-    async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110 -- what is waited for has no event of its own
-            await asyncio.sleep(0.005)
 
 
 async def said(gateway: Gateway) -> dict[str, Any]:

@@ -7,13 +7,12 @@ import logging
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import jwt
 import pytest
 from tests.unit.facts import pool
 from tests.unit.fakes import NAMESPACE, POOL, Agents, FakeKube, FakeRooms, pod_status
-from tests.unit.gateways import API_KEY, AUTHORIZED, LIVEKIT_SECRET, Gateway, World, world, write_files
+from tests.unit.gateways import API_KEY, AUTHORIZED, LIVEKIT_SECRET, Gateway, World, until, world, write_files
 from tests.unit.virtual_time import in_virtual_time
 
 from voicepool.binding import DELIVERY_DEADLINE_SECONDS
@@ -30,12 +29,6 @@ LABEL = "voicepool.dev/session"
 async def here(tmp_path: Path) -> AsyncIterator[World]:
     async with world(tmp_path) as made:
         yield made
-
-
-async def until(condition: Any) -> None:
-    async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110 -- what is waited for has no event of its own
-            await asyncio.sleep(0.005)
 
 
 async def test_a_start_binds_a_warm_pod_and_hands_out_a_token_for_its_room(here: World) -> None:
@@ -384,17 +377,23 @@ async def test_a_caller_who_leaves_the_queue_takes_no_pod(here: World) -> None:
     assert len(here.kube.bound()) == 1
 
 
-async def test_a_caller_who_leaves_while_a_race_is_lost_takes_no_other_pod(here: World) -> None:
-    here.pool()
-    (name,) = here.pods(1)
+async def left_during_the_bind(here: World) -> tuple[Gateway, asyncio.Event]:
+    """The gateway of a caller who has gone while his bind is held up, and what lets it go on."""
     gateway = await here.gateway()
-    here.kube.hold_patch = asyncio.Event()
+    hold = here.kube.hold_patch = asyncio.Event()
     start = asyncio.create_task(gateway.start())
     await until(lambda: here.rooms.made)
     start.cancel()
     await asyncio.gather(start, return_exceptions=True)
+    return gateway, hold
+
+
+async def test_a_caller_who_leaves_while_a_race_is_lost_takes_no_other_pod(here: World) -> None:
+    here.pool()
+    (name,) = here.pods(1)
+    gateway, hold = await left_during_the_bind(here)
     bound_before(here, name, "faster", 1)
-    here.kube.hold_patch.set()
+    hold.set()
     await until(lambda: outcomes(gateway, "caller_gone") == 1)
     here.pods(1, first=1)
     assert (await gateway.start()).status_code == 200
@@ -424,13 +423,8 @@ async def test_a_bind_is_undone_when_the_api_server_comes_back(here: World) -> N
 async def test_a_caller_who_leaves_after_the_bind_leaves_no_agent_waiting(here: World) -> None:
     here.pool()
     (name,) = here.pods(1)
-    gateway = await here.gateway()
-    here.kube.hold_patch = asyncio.Event()
-    start = asyncio.create_task(gateway.start())
-    await until(lambda: here.rooms.made)
-    start.cancel()
-    await asyncio.gather(start, return_exceptions=True)
-    here.kube.hold_patch.set()
+    _, hold = await left_during_the_bind(here)
+    hold.set()
     await until(lambda: here.agents.of(name).ends == ["cancel"])
 
 

@@ -245,6 +245,20 @@ async def test_a_bind_that_comes_before_the_delete_wins(server: ApiServer) -> No
         assert it.value("voicepool_write_conflicts_total", operation="delete") >= 1
 
 
+async def test_a_pod_that_changed_in_nothing_that_matters_is_read_again_and_deleted(server: ApiServer) -> None:
+    put_pool(server, replicas=1)
+    async with running(server) as it:
+        await until(lambda: len(server.names(PODS)) == 1)
+        (name,) = server.names(PODS)
+        server.muted = True
+        await asyncio.sleep(0)
+        server.change(PODS, name, metadata={"annotations": {"example.org/note": "x"}})
+        server.change(POOLS, "demo", spec={"replicas": 0}, metadata={"generation": 2})
+        it.show()
+        await until(lambda: not server.names(PODS))
+        assert server.calls.count(("delete", name)) == 2
+
+
 async def test_scaled_down_it_deletes(server: ApiServer) -> None:
     put_pool(server)
     async with running(server) as it:

@@ -90,6 +90,30 @@ async def test_it_lists_in_pages_and_then_follows(server: ApiServer) -> None:
         assert seen.lists == ["start"]
 
 
+async def test_the_next_page_is_asked_for_before_one_is_taken_in(
+    server: ApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(4):
+        paint(server, f"pod-{number}", "red")
+    happened: list[str] = []
+    list_page = server.list_page
+
+    async def noted(*arguments: Any, **options: Any) -> Json:
+        happened.append("asked")
+        return await list_page(*arguments, **options)
+
+    def convert(obj: Json) -> str | None:
+        happened.append("taken in")
+        return colour_of(obj)
+
+    monkeypatch.setattr(server, "list_page", noted)
+    copy: Informer[str] = Informer(server, PODS, None, "", convert, page_size=2)
+    task = asyncio.create_task(copy.run())
+    await copy.synced.wait()
+    task.cancel()
+    assert happened == ["asked", "asked", "taken in", "taken in", "taken in", "taken in"]
+
+
 async def test_an_index_follows_the_changes(server: ApiServer) -> None:
     paint(server, "pod-0", "red")
     async with running(server) as seen:

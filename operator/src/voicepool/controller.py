@@ -531,6 +531,8 @@ class Controller:
                 # It was bound, or has changed: whatever it is now, the next look decides anew.
                 self._reaped.discard(item.uid)
                 self._metrics.conflicts.labels("delete").inc()
+                await self._read_pod((namespace, item.name), item.uid)
+                self._add((namespace, pool))
                 return
             self._deleted.add(item.uid)
             self._metrics.deletes.labels(namespace, pool, item.reason.value).inc()
@@ -546,6 +548,13 @@ class Controller:
         for position in range(0, len(deletes), size):
             failures += await _together([delete(item) for item in deletes[position : position + size]])
         return failures
+
+    async def _read_pod(self, key: Key, uid: str) -> None:
+        """Take a pod over as it is now: what has changed in it may be nothing that a watch would tell a handler of."""
+        try:
+            self._pods.apply(await self._api.get(PODS, *key))
+        except NotFound:
+            self._pods.forget(*key, uid)
 
     async def _reap(self, pod: PodFact) -> None:
         """Delete a bound pod whose agent never got its session, in this version of it.

@@ -207,7 +207,8 @@ class PodFact:
     namespace: str
     name: str
     uid: str
-    resource_version: str
+    resource_version: str = field(compare=False)
+    """Not compared: a version that differs in nothing else is news for nobody."""
     pool: str
     state: BindState
     session: str | None

@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -182,23 +182,12 @@ class Informer(Generic[T]):
         self._on_list(reason)
         found: set[Key] = set()
         position = 0
-        token = ""
-        while True:
-            page = await self._api.list_page(
-                self._resource,
-                self._namespace,
-                label_selector=self._label_selector,
-                limit=self._page_size,
-                continue_token=token,
-            )
+        async for page in self._pages():
             position = position or int(page["metadata"]["resourceVersion"])
             for obj in page.get("items") or ():
                 key, version = key_of(obj), version_of(obj)
                 found.add(key)
                 self._store(key, obj, version, ours=False)
-            token = page["metadata"].get("continue") or ""
-            if not token:
-                break
         for key, entry in list(self._entries.items()):
             # A write of our own that is younger than the list is not missing from it: the watch will show it.
             if key not in found and not (entry.ours and entry.version > position):
@@ -206,6 +195,30 @@ class Informer(Generic[T]):
         self._position = position
         self._heard()
         self.synced.set()
+
+    async def _pages(self) -> AsyncIterator[Json]:
+        """The pages of a list. The API server makes the next one while one is taken in, which must not await."""
+        coming: asyncio.Task[Json] | None = asyncio.create_task(self._page(""))
+        try:
+            while coming is not None:
+                page = await coming
+                token = page["metadata"].get("continue")
+                coming = asyncio.create_task(self._page(token)) if token else None
+                # Lets the request go out.
+                await asyncio.sleep(0)
+                yield page
+        finally:
+            if coming is not None:
+                coming.cancel()
+
+    async def _page(self, token: str) -> Json:
+        return await self._api.list_page(
+            self._resource,
+            self._namespace,
+            label_selector=self._label_selector,
+            limit=self._page_size,
+            continue_token=token,
+        )
 
     async def _follow(self) -> str:
         """Watch from the current position until a list is needed, and say why."""

@@ -22,6 +22,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from tests.e2e.livekit_server import free_port
 
+import voicepool_agent
+
+SOURCES = Path(voicepool_agent.__file__).parents[1]
+"""Of the very package that the tests import, wherever another one is installed."""
+
 BOTS = Path(__file__).parents[2] / "agent-image" / "bots"
 PARKED_SECONDS = 60.0
 
@@ -151,6 +156,7 @@ async def run_agent(
     ours = {
         "PATH": os.environ["PATH"],
         "HOME": str(folder),
+        "PYTHONPATH": str(SOURCES),
         "BOT": str(bot),
         "PORT": str(port),
         "VOICEPOOL_LISTEN_ADDRESS": "127.0.0.1",

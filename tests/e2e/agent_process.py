@@ -11,7 +11,7 @@ import re
 import sys
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -149,9 +149,9 @@ class AgentProcess:
 
 @contextlib.asynccontextmanager
 async def run_agent(
-    bot: Path | str, folder: Path, environment: Mapping[str, str] | None = None
+    bot: Path | str, folder: Path, environment: Mapping[str, str] | None = None, *, through: Sequence[str] = ()
 ) -> AsyncIterator[AgentProcess]:
-    """Start an agent around a bot; it is killed at the end if it still runs."""
+    """Start an agent around a bot, `through` a program that runs others; it is killed at the end if it still runs."""
     gateway, pod_uid, port = Gateway(), str(uuid.uuid4()), free_port()
     ours = {
         "PATH": os.environ["PATH"],
@@ -169,6 +169,7 @@ async def run_agent(
     }
     with (folder / "agent.log").open("wb") as log:
         process = await asyncio.create_subprocess_exec(
+            *through,
             sys.executable,
             "-m",
             "voicepool_agent.main",

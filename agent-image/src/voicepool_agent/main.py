@@ -12,9 +12,13 @@ import os
 import sys
 import time
 
+from voicepool_agent import process
+
 
 def main() -> None:
     """Run one agent, and exit with its code. Threads or children that a bot leaves behind do not keep the process."""
+    if os.getpid() == 1:
+        process.supervise()
     # Building makes a quarter of a million objects that all stay; looking for garbage among them takes a third of the
     # time. The host collects when it has parked.
     gc.disable()

@@ -2,35 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from functools import partial
 from pathlib import Path
 
 import pytest
 from livekit import api
 from tests.e2e.agent_process import AgentProcess, run_agent
+from tests.e2e.bound import QUIET_BOT, bound_agent, reason_of
 from tests.e2e.caller import Caller
 from tests.e2e.livekit_server import LiveKit, run_livekit
-
-QUIET_BOT = """
-from pipecat.pipeline.pipeline import Pipeline
-from pipecat.pipeline.worker import PipelineWorker
-from pipecat.runner.utils import create_transport
-from pipecat.transports.livekit.transport import LiveKitParams
-from pipecat.workers.runner import WorkerRunner
-
-async def bot(runner_args):
-    transport = await create_transport(
-        runner_args, {"livekit": lambda: LiveKitParams(audio_in_enabled=True, audio_out_enabled=True)}
-    )
-    worker = PipelineWorker(
-        Pipeline([transport.input(), transport.output()]), idle_timeout_secs=runner_args.pipeline_idle_timeout_secs
-    )
-    runner = WorkerRunner(handle_sigint=runner_args.handle_sigint)
-    await runner.add_workers(worker)
-    await runner.run()
-"""
-"""It says nothing, and does not care whether anybody is there: all ends are the host's."""
 
 Bound = Callable[..., AbstractAsyncContextManager[AgentProcess]]
 
@@ -38,24 +20,7 @@ Bound = Callable[..., AbstractAsyncContextManager[AgentProcess]]
 @pytest.fixture
 def bound(tmp_path: Path) -> Bound:
     """An agent around the quiet bot, bound to `room`."""
-
-    @asynccontextmanager
-    async def run(livekit: LiveKit, **limits: float) -> AsyncIterator[AgentProcess]:
-        (tmp_path / "bot.py").write_text(QUIET_BOT)
-        variables = {f"VOICEPOOL_SESSION_{name.upper()}_SECONDS": str(value) for name, value in limits.items()}
-        async with run_agent("bot.py", tmp_path, variables) as agent:
-            await agent.wait_until_ready()
-            token = livekit.token("agent", "room", agent=True)
-            await agent.bind(session="s-1", room="room", url=livekit.url, token=token)
-            yield agent
-
-    return run
-
-
-async def reason_of(agent: AgentProcess) -> str:
-    """Why the session ended, once the process has exited, which it must with 0."""
-    assert await agent.exit_code() == 0
-    return str(agent.summary["reason"])
+    return partial(bound_agent, folder=tmp_path)
 
 
 async def test_nobody_joins(livekit: LiveKit, bound: Bound) -> None:

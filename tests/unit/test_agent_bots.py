@@ -55,6 +55,14 @@ def test_a_bot_can_import_its_neighbours(write_bot: WriteBot, tmp_path: Path) ->
         ("import not_installed_anywhere", "needs the module not_installed_anywhere"),
         ("x = 1", "must have `async def bot"),
         ("def bot(runner_args): ...", "must have `async def bot"),
+        (
+            "async def bot(runner_args): ...\nasync def goodbye(): ...",
+            r"goodbye of the bot .* must be `async def goodbye\(worker, reason\)`",
+        ),
+        (
+            "async def bot(runner_args): ...\ndef goodbye(worker, reason): ...",
+            r"must be `async def goodbye\(worker, reason\)`",
+        ),
         ("\nraise RuntimeError('no\\nvoice')", r"RuntimeError: no voice \(line 2 of bot_"),
         ("import sys\nsys.exit('keys')", r"SystemExit: keys \(line 2"),
     ],

@@ -149,6 +149,45 @@ async def test_an_error_in_the_call_is_kept_and_ends_nothing(call: Call) -> None
     assert call.session.close(None).errors == ("pipeline: unknown: a hiccup",)
 
 
+@pytest.fixture
+async def deaf_call(call: Call) -> Call:
+    """A call whose input has failed for good."""
+    await call.join()
+    await call.caller_comes()
+    processor = call.transport.input()
+    await processor.set_usable(False)
+    frame = ErrorFrame("the key canary is refused", processor=processor, category=ErrorCategory.AUTHENTICATION)
+    await call.tell(call.worker, "on_pipeline_error", frame)
+    return call
+
+
+async def test_a_processor_that_fails_for_good_in_the_call_ends_the_session_after_the_grace(deaf_call: Call) -> None:
+    deaf_call.time.pass_to(4.9)
+    assert not deaf_call.session.over.is_set()
+    deaf_call.time.pass_to(5)
+    summary = deaf_call.session.close(None)
+    assert summary.reason is Reason.PROVIDER_FAILED
+    assert summary.errors == (
+        "LiveKitInputTransport: authentication: the key [hidden] is refused",
+        "LiveKitInputTransport can no longer be used",
+    )
+
+
+async def test_a_processor_that_the_bot_brings_back_within_the_grace_ends_nothing(deaf_call: Call) -> None:
+    await deaf_call.transport.input().set_usable(True)
+    deaf_call.time.pass_to(60)
+    assert deaf_call.session.reason is None
+
+
+@pytest.mark.parametrize("reason", list(Reason))
+async def test_last_words_are_cut_short_by_an_end_that_has_no_time_for_them(call: Call, reason: Reason) -> None:
+    call.session.conclude(Reason.DRAINED)
+    assert not call.session.hurried.is_set()
+    call.session.conclude(reason)
+    assert call.session.hurried.is_set() is not reason.allows_last_words
+    assert call.session.reason is Reason.DRAINED
+
+
 async def test_many_errors_are_kept_short_and_few(call: Call) -> None:
     for number in range(30):
         await call.tell(call.worker, "on_pipeline_error", ErrorFrame(f"{number}" + "x" * 1000))

@@ -84,6 +84,7 @@ def test_the_whole_pod() -> None:
                         {"name": "VOICEPOOL_SESSION_MAX_DURATION_SECONDS", "value": "7200"},
                         {"name": "VOICEPOOL_SESSION_JOIN_TIMEOUT_SECONDS", "value": "30"},
                         {"name": "VOICEPOOL_SESSION_IDLE_TIMEOUT_SECONDS", "value": "300"},
+                        {"name": "VOICEPOOL_TERMINATION_GRACE_SECONDS", "value": "7260"},
                     ],
                     "securityContext": {
                         "runAsNonRoot": True,

@@ -120,6 +120,11 @@ async def bot(runner_args: RunnerArguments) -> None:
     await runner.run()
 
 
+async def goodbye(worker: PipelineWorker, reason: str) -> None:
+    """The last words of a session that voicepool ends; Pipecat's own runner does not know of it."""
+    await worker.queue_frame(TTSSpeakFrame("I have to go now. Goodbye!"))
+
+
 if __name__ == "__main__":
     from pipecat.runner.run import main
 

@@ -1,6 +1,7 @@
-"""Finds and loads the bot: a Python file or module with `async def bot(runner_args)`, and perhaps `readyz()`.
+"""Finds and loads the bot: a Python file or module with `async def bot(runner_args)`, and perhaps more.
 
-That is the contract of Pipecat's own runner and of Pipecat Cloud. Invariants: whatever is wrong with a bot comes out
+That is the contract of Pipecat's own runner and of Pipecat Cloud. Optional are `readyz()`, and
+`async def goodbye(worker, reason)`, the last words of a session that is to end. Invariants: whatever is wrong with a bot comes out
 as one `BotError` whose message is one line that names the bot, the place and what to do.
 """
 
@@ -29,6 +30,7 @@ class Bot:
     folder: Path | None
     run: Callable[[Any], Awaitable[None]]
     readyz: Callable[[], Any] | None
+    goodbye: Callable[[Any, str], Awaitable[None]] | None = None
 
     async def is_ready(self) -> bool:
         """What the bot's own `readyz()` says: a bool, or a dictionary with `ready`. True where it has none."""
@@ -73,7 +75,7 @@ def load_bot(name: str) -> Bot:
         ) from error
     except (Exception, SystemExit) as error:
         raise BotError(_explain(name, folder, error)) from error
-    return Bot(name, folder, _entry(name, module), getattr(module, "readyz", None))
+    return Bot(name, folder, _entry(name, module), getattr(module, "readyz", None), _goodbye(name, module))
 
 
 def _entry(name: str, module: ModuleType) -> Callable[[Any], Awaitable[None]]:
@@ -81,6 +83,20 @@ def _entry(name: str, module: ModuleType) -> Callable[[Any], Awaitable[None]]:
     if not inspect.iscoroutinefunction(entry):
         raise BotError(f"the bot {name} must have `async def bot(runner_args)`, as for Pipecat's own runner")
     return entry
+
+
+def _goodbye(name: str, module: ModuleType) -> Callable[[Any, str], Awaitable[None]] | None:
+    goodbye: Callable[[Any, str], Awaitable[None]] | None = getattr(module, "goodbye", None)
+    if goodbye is None:
+        return None
+    wrong = f"goodbye of the bot {name} must be `async def goodbye(worker, reason)`"
+    if not inspect.iscoroutinefunction(goodbye):
+        raise BotError(wrong)
+    try:
+        inspect.signature(goodbye).bind(None, "")
+    except TypeError:
+        raise BotError(wrong) from None
+    return goodbye
 
 
 def _explain(name: str, folder: Path | None, error: BaseException) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import math
 import os
 import signal
 import time
@@ -39,6 +40,9 @@ CANCEL_SECONDS = 8.0
 
 ABANDON_SECONDS = 2.0
 """And how long that may take before the process exits all the same."""
+
+EXIT_SECONDS = CANCEL_SECONDS + ABANDON_SECONDS + 1.0
+"""What has to be left of the pod's grace when the last words are over."""
 
 
 class State(StrEnum):
@@ -102,6 +106,7 @@ class Host:
         self._parked = asyncio.Event()
         self._bound = asyncio.Event()
         self._stop = asyncio.Event()
+        self._leave_by = math.inf
         self._phase_began = 0.0
 
     # -- asked by the server -------------------------------------------------------------------------------------
@@ -167,7 +172,9 @@ class Host:
         self._bound.set()
 
     def end(self, order: EndOrder) -> None:
-        """End the session: `drain` lets the agent finish its sentence, `cancel` does not. Twice is as good as once.
+        """End the session: `drain` lets the agent finish its sentence and say goodbye, `cancel` does not.
+
+        A cancel cuts a drain short that is under way. Twice is as good as once.
 
         Raises:
             NotBound: it does not carry that session.
@@ -185,9 +192,17 @@ class Host:
             return
 
     def stop(self) -> None:
-        """SIGTERM: an unbound agent exits at once, a bound one refuses all else and lets its call finish."""
-        if self._session is not None:
-            logger.info("told to stop; the call goes on to its end")
+        """SIGTERM: an unbound agent exits at once, a bound one refuses all else and lets its call finish.
+
+        The call ends by itself, or with a goodbye that is over before the kubelet kills.
+        """
+        if self._session is not None and not self._stop.is_set():
+            session, grace = self._session, self._settings.termination_grace_seconds
+            logger.bind(grace_seconds=grace).info("told to stop; the call goes on to its end")
+            if grace is not None:
+                self._leave_by = self._clock() + max(grace - EXIT_SECONDS, grace / 2)
+                wait = self._leave_by - self._clock() - self._settings.drain_timeout_seconds
+                asyncio.get_running_loop().call_later(max(wait, 0.0), lambda: session.conclude(Reason.DRAINED))
         self._stop.set()
 
     # -- called by Pipecat, through the setup file ---------------------------------------------------------------
@@ -295,15 +310,45 @@ class Host:
         self._enter(State.JOINED)
 
     async def _end_bot(self, session: Session, bot: asyncio.Task[None]) -> None:
-        if session.reason is Reason.DRAINED:
-            for worker in self._workers:
-                await worker.stop_when_done()  # type: ignore[no-untyped-call]
-            await asyncio.wait({bot}, timeout=self._settings.drain_timeout_seconds)
+        from pipecat.frames.frames import CancelFrame
+
+        patience = CANCEL_SECONDS / 2 if session.joined.is_set() else CANCEL_SECONDS
+        if session.reason is not None and session.reason.allows_last_words and session.joined.is_set():
+            await self._take_leave(session, session.reason, bot)
+            patience = 0.0
         if not bot.done() and self._runner is not None:
             await self._runner.cancel(reason=str(session.reason))
-            await asyncio.wait({bot}, timeout=CANCEL_SECONDS)
+            await asyncio.wait({bot}, timeout=patience)
+        if not bot.done() and session.joined.is_set():
+            # Once a pipeline is ending, Pipecat's cancel waits in the queue behind the end. This one overtakes.
+            for worker in self._workers:
+                await worker.pipeline.queue_frame(CancelFrame(reason=str(session.reason)))
+            await asyncio.wait({bot}, timeout=CANCEL_SECONDS / 2)
         if not bot.done():
             logger.warning("the pipeline does not end by itself; exiting without it")
+
+    async def _take_leave(self, session: Session, reason: Reason, bot: asyncio.Task[None]) -> None:
+        """Let the bot say goodbye and the pipeline finish, within the time that there is."""
+        seconds = max(0.0, min(self._settings.drain_timeout_seconds, self._leave_by - self._clock()))
+        leaving = asyncio.create_task(self._say_goodbye(session, reason), name="goodbye")
+        try:
+            async with asyncio.timeout(seconds):
+                await _first(bot, session.hurried)
+        except TimeoutError:
+            if not leaving.done():
+                session.note(f"the bot's goodbye() did not return within {seconds:g} s")
+            else:
+                session.note(f"the pipeline did not come to its end within {seconds:g} s, and was cut off")
+        leaving.cancel()
+
+    async def _say_goodbye(self, session: Session, reason: Reason) -> None:
+        if self._bot is not None and self._bot.goodbye is not None and session.has_listener:
+            try:
+                await self._bot.goodbye(self._workers[0], reason.value)
+            except Exception as error:
+                session.note(self._bot.explain(error))
+        for worker in self._workers:
+            await worker.stop_when_done()  # type: ignore[no-untyped-call]
 
     def _give_up(self, bot: asyncio.Task[None]) -> int:
         error = self._failure or (bot.exception() if bot.done() and not bot.cancelled() else None)

@@ -17,7 +17,7 @@ from pipecat.frames.frames import BotStartedSpeakingFrame, ErrorFrame, Frame, Us
 from pipecat.observers.base_observer import BaseObserver, FramePushed
 from pipecat.observers.user_bot_latency_observer import UserBotLatencyObserver
 from pipecat.pipeline.worker import PipelineWorker
-from pipecat.processors.frame_processor import FrameDirection
+from pipecat.processors.frame_processor import FrameDirection, FrameProcessor
 from pipecat.transports.livekit.transport import LiveKitTransport
 
 from voicepool_agent import pipecat_private
@@ -67,6 +67,7 @@ class Session:
         self.id = session_id
         self.joined = asyncio.Event()
         self.over = asyncio.Event()
+        self.hurried = asyncio.Event()
         self.reason: Reason | None = None
         self._settings = settings
         self._metrics = metrics
@@ -107,8 +108,18 @@ class Session:
             transport.add_event_handler("on_participant_connected", self._on_came)
             transport.add_event_handler("on_participant_disconnected", self._on_left)
 
+    @property
+    def has_listener(self) -> bool:
+        """Whether somebody is there to hear last words."""
+        return self.joined.is_set() and bool(self._present)
+
     def conclude(self, reason: Reason) -> None:
-        """The session is to end, for this reason; only the first one counts."""
+        """The session is to end, for this reason; only the first one counts.
+
+        A later one for which nobody waits for last words sets `hurried`.
+        """
+        if not reason.allows_last_words:
+            self.hurried.set()
         if self.reason is None:
             self.reason = reason
             self.over.set()
@@ -116,8 +127,14 @@ class Session:
     def fail(self, reason: Reason, words: str) -> None:
         """As `conclude`, with an error for the summary."""
         if self.reason is None:
-            self._note(words)
+            self.note(words)
         self.conclude(reason)
+
+    def note(self, words: str) -> None:
+        """Keep an error for the summary: without secrets, short, once, and not too many of them."""
+        words = self._clean(" ".join(words.split()))[:MAX_ERROR_LENGTH]
+        if words not in self._errors and len(self._errors) < MAX_ERRORS:
+            self._errors.append(words)
 
     def close(self, bot_error: str | None) -> Summary:
         """The bot has returned, or raised `bot_error`: the summary, and no more timers."""
@@ -163,8 +180,12 @@ class Session:
         processor = type(frame.processor).__name__ if frame.processor else "pipeline"
         category = frame.category.value if frame.category else "unknown"
         self._metrics.errors.labels(processor, category).inc()
-        self._note(f"{processor}: {category}: {frame.error}")
-        if frame.processor and not frame.processor.is_usable and not self.joined.is_set():
+        self.note(f"{processor}: {category}: {frame.error}")
+        if frame.processor is None or frame.processor.is_usable:
+            return
+        if self.joined.is_set():
+            self._lost(frame.processor)
+        else:
             self.fail(Reason.NOT_JOINED, f"{processor} cannot be used")
 
     async def _on_idle(self, _worker: PipelineWorker) -> None:
@@ -213,6 +234,14 @@ class Session:
         logger.bind(seconds=round(self._joined_seconds, 3)).info("joined")
         self.joined.set()
 
+    def _lost(self, processor: FrameProcessor) -> None:
+        # Pipecat goes on without it, as its own policy is by default, and the caller would talk to nobody.
+        def look_again() -> None:
+            if not processor.is_usable:
+                self.fail(Reason.PROVIDER_FAILED, f"{type(processor).__name__} can no longer be used")
+
+        self._timers.append(self._schedule(self._settings.provider_grace_seconds, look_again))
+
     def _join_timeout(self) -> None:
         if not self._caller_came:
             self.conclude(Reason.NOBODY_JOINED)
@@ -236,11 +265,6 @@ class Session:
     def _still_empty(self) -> None:
         if not self._present:
             self.conclude(Reason.CALLER_LEFT)
-
-    def _note(self, words: str) -> None:
-        words = self._clean(" ".join(words.split()))[:MAX_ERROR_LENGTH]
-        if words not in self._errors and len(self._errors) < MAX_ERRORS:
-            self._errors.append(words)
 
 
 class _Listener(BaseObserver):

@@ -58,7 +58,13 @@ class Settings(BaseModel):
     """How long an empty room may wait for the caller to come back, unless the bot ends by itself before."""
 
     drain_timeout_seconds: float = Field(20, alias="VOICEPOOL_SESSION_DRAIN_TIMEOUT_SECONDS", ge=0)
-    """How long a session that was told to end may finish its sentence."""
+    """How long a session that was told to end may finish its sentence and say goodbye."""
+
+    provider_grace_seconds: float = Field(5, alias="VOICEPOOL_SESSION_PROVIDER_GRACE_SECONDS", ge=0)
+    """How long a call goes on with a processor that can no longer be used, for the bot to bring it back or to say so."""
+
+    termination_grace_seconds: float | None = Field(None, alias="VOICEPOOL_TERMINATION_GRACE_SECONDS", ge=0)
+    """The pod's `terminationGracePeriodSeconds`: the kubelet kills so long after SIGTERM. None: not known."""
 
     termination_message_path: Path = Field(TERMINATION_LOG, alias="VOICEPOOL_TERMINATION_MESSAGE_PATH")
     log_format: Literal["json", "text"] = Field("json", alias="VOICEPOOL_LOG_FORMAT")

@@ -29,6 +29,12 @@ class Reason(StrEnum):
     LIVEKIT_LOST = "livekit-lost"
     ROOM_CLOSED = "room-closed"
     REPLACED = "replaced"
+    PROVIDER_FAILED = "provider-failed"
+
+    @property
+    def allows_last_words(self) -> bool:
+        """Whether the caller may still be listening, and there is time: the agent finishes what it says, and says goodbye."""
+        return self in (Reason.DRAINED, Reason.MAX_DURATION, Reason.PROVIDER_FAILED)
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,6 +39,7 @@ SUMMARY_REASONS = frozenset(
         "livekit-lost",
         "room-closed",
         "replaced",
+        "provider-failed",
     }
 )
 """Reasons in the agent's summary of a session; anything else counts as ``other``."""

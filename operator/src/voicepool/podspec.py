@@ -114,7 +114,8 @@ def _body(pool: PoolFact, settings: PodSettings) -> Json:
     spec["restartPolicy"] = "Never"
     spec.setdefault("automountServiceAccountToken", False)
     # A bound agent that is told to stop (a drain, kubectl delete) finishes its call first; an unbound one stops at once.
-    spec.setdefault("terminationGracePeriodSeconds", pool.spec.session.max_duration_seconds + GOODBYE_SECONDS)
+    if spec.get("terminationGracePeriodSeconds") is None:
+        spec["terminationGracePeriodSeconds"] = pool.spec.session.max_duration_seconds + GOODBYE_SECONDS
     containers: list[Json] = spec.get("containers") or []
     for container in containers:
         if container.get("name") == AGENT_CONTAINER:
@@ -153,7 +154,7 @@ def _complete_agent(container: Json, spec: Json, pool: PoolFact, settings: PodSe
     )
     environment: list[Json] = container.setdefault("env", [])
     own = {variable.get("name") for variable in environment}
-    environment.extend(variable for variable in _environment(pool, settings) if variable["name"] not in own)
+    environment.extend(variable for variable in _environment(pool, spec, settings) if variable["name"] not in own)
     security: Json = container.setdefault("securityContext", {})
     pod_security: Mapping[str, Any] = spec.get("securityContext") or {}
     for field, value in (
@@ -174,7 +175,7 @@ def _complete_agent(container: Json, spec: Json, pool: PoolFact, settings: PodSe
             volumes.append({"name": TEMPORARY_VOLUME, "emptyDir": {}})
 
 
-def _environment(pool: PoolFact, settings: PodSettings) -> list[Json]:
+def _environment(pool: PoolFact, spec: Json, settings: PodSettings) -> list[Json]:
     def from_field(name: str, path: str) -> Json:
         return {"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}}
 
@@ -188,4 +189,5 @@ def _environment(pool: PoolFact, settings: PodSettings) -> list[Json]:
         {"name": "VOICEPOOL_SESSION_MAX_DURATION_SECONDS", "value": str(session.max_duration_seconds)},
         {"name": "VOICEPOOL_SESSION_JOIN_TIMEOUT_SECONDS", "value": str(session.join_timeout_seconds)},
         {"name": "VOICEPOOL_SESSION_IDLE_TIMEOUT_SECONDS", "value": str(session.idle_timeout_seconds)},
+        {"name": "VOICEPOOL_TERMINATION_GRACE_SECONDS", "value": str(spec["terminationGracePeriodSeconds"])},
     ]

@@ -10,6 +10,7 @@ from pipecat.audio.turn.smart_turn.local_smart_turn_v3 import LocalSmartTurnAnal
 from pipecat.audio.vad.silero import SileroVADAnalyzer
 from pipecat.pipeline.parallel_pipeline import ParallelPipeline
 from pipecat.pipeline.pipeline import Pipeline
+from pipecat.pipeline.service_switcher import ServiceSwitcher, ServiceSwitcherStrategyFailover
 from pipecat.pipeline.worker import PipelineWorker
 from pipecat.processors.aggregators.llm_context import LLMContext
 from pipecat.processors.aggregators.llm_response_universal import LLMContextAggregatorPair, LLMUserAggregatorParams
@@ -47,6 +48,19 @@ async def test_a_transport_is_found_once_however_deep_its_ends_are() -> None:
     ours = transport()
     branches = ParallelPipeline([ours.output()], [FrameProcessor()])  # type: ignore[no-untyped-call]
     assert pipecat_private.livekit_transports(worker(ours.input(), branches)) == [ours]
+
+
+async def test_a_service_that_failed_counts_unless_another_one_can_do_its_work() -> None:
+    alone, first, second = FrameProcessor(), FrameProcessor(), FrameProcessor()
+    switcher = ServiceSwitcher([first, second], ServiceSwitcherStrategyFailover)
+    ours = worker(alone, switcher)
+    assert pipecat_private.unusable(ours) == []
+    await first.set_usable(False)
+    assert pipecat_private.unusable(ours) == []
+    await second.set_usable(False)
+    assert pipecat_private.unusable(ours) == [switcher]
+    await alone.set_usable(False)
+    assert set(pipecat_private.unusable(ours)) == {switcher, alone}
 
 
 async def test_a_transport_goes_to_the_room_that_it_is_pointed_at_after_it_was_built() -> None:

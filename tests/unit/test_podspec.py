@@ -101,6 +101,13 @@ def test_the_whole_pod() -> None:
     }
 
 
+@pytest.mark.parametrize(("grace", "told"), [(45, "45"), (None, "7260")])
+def test_the_agent_is_told_the_grace_of_its_template(grace: int | None, told: str) -> None:
+    pod = built(spec={"terminationGracePeriodSeconds": grace})
+    assert pod["spec"]["terminationGracePeriodSeconds"] == int(told)
+    assert {"name": "VOICEPOOL_TERMINATION_GRACE_SECONDS", "value": told} in agent_of(pod)["env"]
+
+
 def test_a_cold_start_names_its_session() -> None:
     pod = build_pod(pool(), 0, "aaaaaaaa", SETTINGS, cold_start="session-1")
     assert pod["metadata"]["annotations"]["voicepool.dev/cold-start"] == "session-1"

@@ -16,6 +16,7 @@ import onnxruntime  # type: ignore[import-untyped]
 from livekit import rtc
 from pipecat.audio.turn.smart_turn.local_smart_turn_v3 import LocalSmartTurnAnalyzerV3
 from pipecat.audio.vad.vad_analyzer import VADAnalyzer
+from pipecat.pipeline.service_switcher import ServiceSwitcher
 from pipecat.pipeline.worker import PipelineWorker
 from pipecat.processors.frame_processor import FrameProcessor
 from pipecat.transports.livekit.transport import LiveKitInputTransport, LiveKitOutputTransport, LiveKitTransport
@@ -38,6 +39,22 @@ def processors(worker: PipelineWorker) -> Iterator[FrameProcessor]:
         processor = pending.pop()
         yield processor
         pending.extend(processor.processors)
+
+
+def unusable(worker: PipelineWorker) -> list[FrameProcessor]:
+    """What a pipeline cannot do its work without, and that cannot do its own.
+
+    A switcher speaks for its services: one of them that has failed is what the others are there for.
+    """
+    found: list[FrameProcessor] = []
+    pending: list[FrameProcessor] = [worker.pipeline]
+    while pending:
+        processor = pending.pop()
+        if not processor.is_usable:
+            found.append(processor)
+        if not isinstance(processor, ServiceSwitcher):
+            pending.extend(processor.processors)
+    return found
 
 
 def livekit_transports(worker: PipelineWorker) -> list[LiveKitTransport]:

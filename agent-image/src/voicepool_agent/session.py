@@ -17,7 +17,7 @@ from pipecat.frames.frames import BotStartedSpeakingFrame, ErrorFrame, Frame, Us
 from pipecat.observers.base_observer import BaseObserver, FramePushed
 from pipecat.observers.user_bot_latency_observer import UserBotLatencyObserver
 from pipecat.pipeline.worker import PipelineWorker
-from pipecat.processors.frame_processor import FrameDirection, FrameProcessor
+from pipecat.processors.frame_processor import FrameDirection
 from pipecat.transports.livekit.transport import LiveKitTransport
 
 from voicepool_agent import pipecat_private
@@ -181,12 +181,13 @@ class Session:
         category = frame.category.value if frame.category else "unknown"
         self._metrics.errors.labels(processor, category).inc()
         self.note(f"{processor}: {category}: {frame.error}")
-        if frame.processor is None or frame.processor.is_usable:
+        if not (unusable := self._unusable()):
             return
         if self.joined.is_set():
-            self._lost(frame.processor)
+            # Pipecat goes on without it, as its own policy is by default, and the caller would talk to nobody.
+            self._timers.append(self._schedule(self._settings.provider_grace_seconds, self._still_unusable))
         else:
-            self.fail(Reason.NOT_JOINED, f"{processor} cannot be used")
+            self.fail(Reason.NOT_JOINED, f"{unusable} cannot be used")
 
     async def _on_idle(self, _worker: PipelineWorker) -> None:
         self.conclude(Reason.IDLE)
@@ -220,27 +221,22 @@ class Session:
         self._awaited.discard(what)
         if self._awaited or self.joined.is_set() or self.reason is not None:
             return
-        unusable = [
-            type(processor).__name__
-            for worker in self._workers
-            for processor in pipecat_private.processors(worker)
-            if not processor.is_usable
-        ]
-        if unusable:
-            self.fail(Reason.NOT_JOINED, f"started, but cannot be used: {', '.join(sorted(set(unusable)))}")
+        if unusable := self._unusable():
+            self.fail(Reason.NOT_JOINED, f"started, but cannot be used: {unusable}")
             return
         self._joined_seconds = self._clock() - self._began
         self._metrics.joined_seconds.set(self._joined_seconds)
         logger.bind(seconds=round(self._joined_seconds, 3)).info("joined")
         self.joined.set()
 
-    def _lost(self, processor: FrameProcessor) -> None:
-        # Pipecat goes on without it, as its own policy is by default, and the caller would talk to nobody.
-        def look_again() -> None:
-            if not processor.is_usable:
-                self.fail(Reason.PROVIDER_FAILED, f"{type(processor).__name__} can no longer be used")
+    def _unusable(self) -> str:
+        """The names of what a pipeline cannot do its work without, and that cannot do its own; empty when there is none."""
+        found = {type(one).__name__ for worker in self._workers for one in pipecat_private.unusable(worker)}
+        return ", ".join(sorted(found))
 
-        self._timers.append(self._schedule(self._settings.provider_grace_seconds, look_again))
+    def _still_unusable(self) -> None:
+        if unusable := self._unusable():
+            self.fail(Reason.PROVIDER_FAILED, f"{unusable} can no longer be used")
 
     def _join_timeout(self) -> None:
         if not self._caller_came:

@@ -32,6 +32,7 @@ from voicepool.kube.api import (
     POOLS,
     Forbidden,
     Json,
+    Resource,
     TooManyRequests,
     Unprocessable,
     Unreachable,
@@ -139,6 +140,24 @@ async def test_it_fills_a_pool_and_tells_so(server: ApiServer) -> None:
         assert it.status()["readyReplicas"] == 2
         assert it.value("voicepool_pod_creates_total", namespace="calls", pool="demo") == 2
         assert it.value("voicepool_pods", namespace="calls", pool="demo", state="warm") == 2
+
+
+async def test_a_list_of_pools_that_failed_is_soon_tried_again(
+    server: ApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(controller_module, "LIST_AGAIN_SECONDS", 0.001)
+    put_pool(server, replicas=1)
+    list_page = server.list_page
+    answers = iter([Unreachable("reset")])
+
+    async def once_away(resource: Resource, *arguments: Any, **options: Any) -> Json:
+        if resource == POOLS and (error := next(answers, None)) is not None:
+            raise error
+        return await list_page(resource, *arguments, **options)
+
+    monkeypatch.setattr(server, "list_page", once_away)
+    async with running(server) as it:
+        await until(it.controller.pools_listed.is_set)
 
 
 async def test_a_converged_pool_makes_no_write(server: ApiServer) -> None:
@@ -631,6 +650,21 @@ class TestBudget:
             server.vanish(PODS, bound)
             await until(lambda: not server.names(BUDGETS))
         assert unbound not in server.names(PODS)
+
+    async def test_a_call_whose_bind_is_still_on_its_way_to_us_keeps_it(self, server: ApiServer) -> None:
+        put_pool(server, replicas=1)
+        async with running(server) as it:
+            await until(lambda: len(server.names(PODS)) == 1 and server.names(BUDGETS) != [])
+            (pod,) = server.names(PODS)
+            server.muted = True
+            await asyncio.sleep(0)
+            server.change(PODS, pod, metadata={"labels": {"voicepool.dev/state": "bound"}})
+            uid = server.objects["voiceagentpools", "calls", "demo"]["metadata"]["uid"]
+            server.vanish(POOLS, "demo")
+            looked = it.value("voicepool_reconcile_seconds_count", outcome="ok")
+            it.controller.pool_deleted(KEY, uid)
+            await until(lambda: it.value("voicepool_reconcile_seconds_count", outcome="ok") > looked)
+            assert server.names(BUDGETS) == ["demo-bound"]
 
     async def test_one_that_was_left_behind_is_found(self, server: ApiServer) -> None:
         server.put(BUDGETS, budget("calls", "demo"))

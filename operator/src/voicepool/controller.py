@@ -70,6 +70,8 @@ RIGHTS_RECHECK_SECONDS = 1.0
 """An API server that has just started knows nobody's rights for a moment, and callers wait."""
 LOOK_AGAIN_SECONDS = 0.2
 """How long a change of a pod may wait that asks for no pod to be created: it shows in the status, or lets a rollout go on."""
+LIST_AGAIN_SECONDS = 2.0
+"""After a list of pools that failed: before the first one the operator cannot lead."""
 SLOW_START_FIRST = 2
 WRITES_IN_A_TURN = 128
 """Of creates, and of deletes. Then the pool goes to the end of the queue, so that one that needs thousands does not keep a worker from the others."""
@@ -282,12 +284,14 @@ class Controller:
         """Keep the pools' copy complete until cancelled: look at everything now and then, and drop pools whose deletion was missed."""
         await self._pods.synced.wait()
         while True:
+            wait_seconds = self._settings.resync_seconds
             try:
                 await self._list_pools()
             except KubeApiError as error:
+                wait_seconds = min(wait_seconds, LIST_AGAIN_SECONDS)
                 logger.warning("listing pools failed, trying again", extra={"error": str(error)})
             self._add_everything()
-            await asyncio.sleep(self._settings.resync_seconds)
+            await asyncio.sleep(wait_seconds)
 
     async def work(self) -> None:
         """Do what the plans say until cancelled; may be called again after that.
@@ -658,9 +662,10 @@ class Controller:
             ]
             failures += await _together([self._limit(pod, now) for pod in draining.limited])
         failures += await self._delete_all(namespace, name, deletes)
-        calls = [pod for pod in pods if pod.state is BindState.BOUND and not pod.finished]
-        # The budget protects the calls that go on without their pool, and nobody but us takes it away.
-        if not calls and self._budget_of(key) is not None and await self._is_gone(key):
+        # The budget protects the calls that go on without their pool, and nobody but us takes it away. A pod that is unbound in our copy may have
+        # been bound since; its owner's end takes it away, or the watch shows its call.
+        alive = any(not pod.finished for pod in pods)
+        if not alive and self._budget_of(key) is not None and await self._is_gone(key):
             failures += await self._keep_budget(key, wanted=False)
         if moments:
             self.queue.add_after(key, (min(moments) - now).total_seconds())

@@ -63,6 +63,12 @@ async def test_a_service_that_failed_counts_unless_another_one_can_do_its_work()
     assert set(pipecat_private.unusable(ours)) == {switcher, alone}
 
 
+async def test_who_hears_and_who_speaks_is_known() -> None:
+    ours = transport()
+    heard, other = ours.input(), FrameProcessor()
+    assert [pipecat_private.talks(one) for one in (heard, ours.output(), other)] == [True, True, False]
+
+
 async def test_a_transport_goes_to_the_room_that_it_is_pointed_at_after_it_was_built() -> None:
     ours = transport()
     worker(ours.input(), ours.output())

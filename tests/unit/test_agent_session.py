@@ -11,7 +11,7 @@ from livekit.rtc.event_emitter import EventEmitter
 from pipecat.frames.frames import BotStartedSpeakingFrame, ErrorFrame, UserStoppedSpeakingFrame
 from pipecat.pipeline.pipeline import Pipeline
 from pipecat.pipeline.worker import PipelineWorker
-from pipecat.processors.frame_processor import FrameDirection
+from pipecat.processors.frame_processor import FrameDirection, FrameProcessor
 from pipecat.transports.livekit.transport import LiveKitParams, LiveKitTransport
 from pipecat.utils.errors import ErrorCategory
 
@@ -77,7 +77,8 @@ class Call:
         self.transport = LiveKitTransport(
             "", "", "", params=LiveKitParams(audio_in_enabled=True, audio_out_enabled=True)
         )
-        self.worker = PipelineWorker(Pipeline([self.transport.input(), self.transport.output()]))
+        self.aside = FrameProcessor()
+        self.worker = PipelineWorker(Pipeline([self.transport.input(), self.aside, self.transport.output()]))
         self.session = Session(
             "s-1",
             SETTINGS,
@@ -171,6 +172,15 @@ async def test_a_processor_that_fails_for_good_in_the_call_ends_the_session_afte
         "LiveKitInputTransport: authentication: the key [hidden] is refused",
         "LiveKitInputTransport can no longer be used",
     )
+
+
+async def test_a_call_goes_on_without_a_processor_that_neither_hears_nor_speaks(call: Call) -> None:
+    await call.join()
+    await call.aside.set_usable(False)
+    await call.tell(call.worker, "on_pipeline_error", ErrorFrame("gone", processor=call.aside))
+    call.time.pass_to(60)
+    assert call.session.reason is not Reason.PROVIDER_FAILED
+    assert call.session.close(None).errors == ("FrameProcessor: unknown: gone",)
 
 
 async def test_a_processor_that_the_bot_brings_back_within_the_grace_ends_nothing(deaf_call: Call) -> None:

@@ -19,6 +19,9 @@ from pipecat.audio.vad.vad_analyzer import VADAnalyzer
 from pipecat.pipeline.service_switcher import ServiceSwitcher
 from pipecat.pipeline.worker import PipelineWorker
 from pipecat.processors.frame_processor import FrameProcessor
+from pipecat.services.llm_service import LLMService
+from pipecat.services.stt_service import STTService
+from pipecat.services.tts_service import TTSService
 from pipecat.transports.livekit.transport import LiveKitInputTransport, LiveKitOutputTransport, LiveKitTransport
 from pipecat.turns.user_stop.turn_analyzer_user_turn_stop_strategy import TurnAnalyzerUserTurnStopStrategy
 from pipecat.workers.runner import WorkerRunner
@@ -55,6 +58,14 @@ def unusable(worker: PipelineWorker) -> list[FrameProcessor]:
         if not isinstance(processor, ServiceSwitcher):
             pending.extend(processor.processors)
     return found
+
+
+def talks(processor: FrameProcessor) -> bool:
+    """Whether without it a caller hears nothing, or is not heard: the other ones a call can do without."""
+    return isinstance(
+        processor,
+        (STTService, LLMService, TTSService, ServiceSwitcher, LiveKitInputTransport, LiveKitOutputTransport),
+    )
 
 
 def livekit_transports(worker: PipelineWorker) -> list[LiveKitTransport]:

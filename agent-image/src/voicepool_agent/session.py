@@ -17,7 +17,7 @@ from pipecat.frames.frames import BotStartedSpeakingFrame, ErrorFrame, Frame, Us
 from pipecat.observers.base_observer import BaseObserver, FramePushed
 from pipecat.observers.user_bot_latency_observer import UserBotLatencyObserver
 from pipecat.pipeline.worker import PipelineWorker
-from pipecat.processors.frame_processor import FrameDirection
+from pipecat.processors.frame_processor import FrameDirection, FrameProcessor
 from pipecat.transports.livekit.transport import LiveKitTransport
 
 from voicepool_agent import pipecat_private
@@ -229,13 +229,14 @@ class Session:
         logger.bind(seconds=round(self._joined_seconds, 3)).info("joined")
         self.joined.set()
 
-    def _unusable(self) -> str:
-        """The names of what a pipeline cannot do its work without, and that cannot do its own; empty when there is none."""
-        found = {type(one).__name__ for worker in self._workers for one in pipecat_private.unusable(worker)}
-        return ", ".join(sorted(found))
+    def _unusable(self, counts: Callable[[FrameProcessor], bool] = lambda _processor: True) -> str:
+        """The names of processors that can no longer do their work, of those that count; empty when there is none."""
+        found = [one for worker in self._workers for one in pipecat_private.unusable(worker) if counts(one)]
+        return ", ".join(sorted({type(one).__name__ for one in found}))
 
     def _still_unusable(self) -> None:
-        if unusable := self._unusable():
+        # A call that has begun goes on without what it can do without.
+        if unusable := self._unusable(pipecat_private.talks):
             self.fail(Reason.PROVIDER_FAILED, f"{unusable} can no longer be used")
 
     def _join_timeout(self) -> None:

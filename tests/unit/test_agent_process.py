@@ -10,35 +10,25 @@ from typing import Any
 
 import pytest
 from tests.e2e.agent_process import BOTS, AgentProcess, Gateway, run_agent
+from tests.e2e.bound import QUIET_BOT
 
 NOWHERE = "ws://127.0.0.1:9"
 """Port 9 of the loopback address: nobody listens."""
 
-SILENT_BOT = """
+SILENT_BOT = (
+    """
 from loguru import logger
-from pipecat.pipeline.pipeline import Pipeline
-from pipecat.pipeline.worker import PipelineWorker
-from pipecat.runner.utils import create_transport
-from pipecat.transports.livekit.transport import LiveKitParams
-from pipecat.workers.runner import WorkerRunner
 
 ready = True
 
 def readyz():
     return ready
-
-async def bot(runner_args):
-    transport = await create_transport(
-        runner_args, {"livekit": lambda: LiveKitParams(audio_in_enabled=True, audio_out_enabled=True)}
-    )
-    worker = PipelineWorker(
-        Pipeline([transport.input(), transport.output()]), idle_timeout_secs=runner_args.pipeline_idle_timeout_secs
-    )
-    runner = WorkerRunner(handle_sigint=runner_args.handle_sigint)
-    await runner.add_workers(worker)
-    await runner.run()
+"""
+    + QUIET_BOT
+    + """\
     logger.info(f"body {runner_args.body}, session {runner_args.session_id}, room {runner_args.room_name}")
 """
+)
 
 WITHOUT_LIVEKIT = """
 from pipecat.pipeline.pipeline import Pipeline

@@ -249,16 +249,22 @@ async def test_a_pod_that_has_become_warm_shows_in_the_status_a_little_later(
         await until(lambda: it.status().get("readyReplicas") == 1)
 
 
+async def scaled_to_zero_after_an_unseen_change(it: Running, **change: Any) -> str:
+    """Change the only pod without the watch telling of it, then ask for none; returns its name."""
+    await until(lambda: len(it.server.names(PODS)) == 1)
+    (name,) = it.server.names(PODS)
+    it.server.muted = True
+    await asyncio.sleep(0)
+    it.server.change(PODS, name, **change)
+    it.server.change(POOLS, "demo", spec={"replicas": 0}, metadata={"generation": 2})
+    it.show()
+    return name
+
+
 async def test_a_bind_that_comes_before_the_delete_wins(server: ApiServer) -> None:
     put_pool(server, replicas=1)
     async with running(server) as it:
-        await until(lambda: len(server.names(PODS)) == 1)
-        (name,) = server.names(PODS)
-        server.muted = True
-        await asyncio.sleep(0)
-        server.change(PODS, name, metadata={"labels": {"voicepool.dev/state": "bound"}})
-        server.change(POOLS, "demo", spec={"replicas": 0}, metadata={"generation": 2})
-        it.show()
+        name = await scaled_to_zero_after_an_unseen_change(it, metadata={"labels": {"voicepool.dev/state": "bound"}})
         await until(lambda: ("delete", name) in server.calls)
         assert server.names(PODS) == [name]
         assert it.value("voicepool_write_conflicts_total", operation="delete") >= 1
@@ -267,13 +273,7 @@ async def test_a_bind_that_comes_before_the_delete_wins(server: ApiServer) -> No
 async def test_a_pod_that_changed_in_nothing_that_matters_is_read_again_and_deleted(server: ApiServer) -> None:
     put_pool(server, replicas=1)
     async with running(server) as it:
-        await until(lambda: len(server.names(PODS)) == 1)
-        (name,) = server.names(PODS)
-        server.muted = True
-        await asyncio.sleep(0)
-        server.change(PODS, name, metadata={"annotations": {"example.org/note": "x"}})
-        server.change(POOLS, "demo", spec={"replicas": 0}, metadata={"generation": 2})
-        it.show()
+        name = await scaled_to_zero_after_an_unseen_change(it, metadata={"annotations": {"example.org/note": "x"}})
         await until(lambda: not server.names(PODS))
         assert server.calls.count(("delete", name)) == 2
 

@@ -35,13 +35,14 @@ def pipeline_workers(runner: WorkerRunner) -> list[PipelineWorker]:
     return [entry.worker for entry in runner._entries.values() if isinstance(entry.worker, PipelineWorker)]
 
 
-def processors(worker: PipelineWorker) -> Iterator[FrameProcessor]:
-    """All processors of a worker's pipeline, however deep."""
+def processors(worker: PipelineWorker, *, closed: tuple[type[FrameProcessor], ...] = ()) -> Iterator[FrameProcessor]:
+    """All processors of a worker's pipeline, however deep, but for what is inside of a `closed` kind."""
     pending: list[FrameProcessor] = [worker.pipeline]
     while pending:
         processor = pending.pop()
         yield processor
-        pending.extend(processor.processors)
+        if not isinstance(processor, closed):
+            pending.extend(processor.processors)
 
 
 def unusable(worker: PipelineWorker) -> list[FrameProcessor]:
@@ -49,15 +50,7 @@ def unusable(worker: PipelineWorker) -> list[FrameProcessor]:
 
     A switcher speaks for its services: one of them that has failed is what the others are there for.
     """
-    found: list[FrameProcessor] = []
-    pending: list[FrameProcessor] = [worker.pipeline]
-    while pending:
-        processor = pending.pop()
-        if not processor.is_usable:
-            found.append(processor)
-        if not isinstance(processor, ServiceSwitcher):
-            pending.extend(processor.processors)
-    return found
+    return [one for one in processors(worker, closed=(ServiceSwitcher,)) if not one.is_usable]
 
 
 def talks(processor: FrameProcessor) -> bool:

@@ -36,7 +36,8 @@ from voicepool.kube.api import (
     WatchEvent,
 )
 from voicepool.kube.client import AiohttpKubeApi, load_connection
-from voicepool.kube.convert import pod_from_json
+from voicepool.kube.convert import AGENT_PODS, pod_from_json
+from voicepool.model import LABEL_POOL
 
 NAMESPACES = Resource("", "v1", "namespaces")
 ACCOUNTS = Resource("", "v1", "serviceaccounts")
@@ -754,6 +755,17 @@ async def test_a_watch_tells_what_came_after_its_version(place: Place) -> None:
     assert last == events[2]
 
 
+async def test_lists_and_watches_of_agent_pods_tell_what_their_facts_are_made_of(place: Place) -> None:
+    made = await place.pod(labels={LABEL_POOL: "demo"}, node="n1")
+    stored = await ready(place, "one", True)
+    (event,) = await place.told(1, made["metadata"]["resourceVersion"], resource=AGENT_PODS)
+    page = await place.api.list_page(AGENT_PODS, place.namespace)
+    fact = pod_from_json(stored)
+    assert fact is not None
+    assert (fact.ready, fact.node, fact.pod_ip) == (True, "n1", "10.9.9.9")
+    assert pod_from_json(event.object) == pod_from_json(page["items"][0]) == fact
+
+
 async def test_whoever_watches_a_label_is_told_when_an_object_begins_and_ceases_to_have_it(place: Place) -> None:
     made = await place.pool("one", labels={"color": "green"})
     last = made
@@ -772,14 +784,15 @@ async def test_whoever_watches_a_label_is_told_when_an_object_begins_and_ceases_
     assert version(events[2].object) == version(ceased)
 
 
-async def test_a_watch_without_news_is_told_the_version_that_it_has_reached(place: Place) -> None:
+@pytest.mark.parametrize("resource", [POOLS, AGENT_PODS], ids=["all fields", "some fields"])
+async def test_a_watch_without_news_is_told_the_version_that_it_has_reached(place: Place, resource: Resource) -> None:
     made = await place.pool()
     told: list[WatchEvent] = []
     async with asyncio.timeout(LIMIT_SECONDS):
         # Shortly before its end; a busy server leaves it out.
         while not told:
             watch = place.api.watch(
-                POOLS, place.namespace, resource_version=made["metadata"]["resourceVersion"], timeout_seconds=4
+                resource, place.namespace, resource_version=made["metadata"]["resourceVersion"], timeout_seconds=4
             )
             told = [event async for event in watch]
     assert {event.type for event in told} == {"BOOKMARK"}

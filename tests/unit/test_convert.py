@@ -7,11 +7,12 @@ import logging
 from datetime import UTC, datetime
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from voicepool.kube.convert import pod_from_json, pool_from_json
+from voicepool.kube.convert import PodFields, pod_from_json, pool_from_json
 from voicepool.model import BindState, PodFact
 
 CREATED = "2026-03-01T12:00:00Z"
@@ -21,27 +22,35 @@ def agent(state: dict[str, Any], *, ready: bool = False) -> dict[str, Any]:
     return {"name": "agent", "ready": ready, "state": state}
 
 
+def read(whole: dict[str, Any]) -> dict[str, Any]:
+    """What a list or watch keeps of an object."""
+    result: dict[str, Any] = msgspec.to_builtins(msgspec.json.decode(json.dumps(whole), type=PodFields))
+    return result
+
+
 def pod(
     *statuses: dict[str, Any],
     labels: dict[str, str] | None = None,
     annotations: dict[str, str] | None = None,
     **status: Any,
 ) -> PodFact:
-    fact = pod_from_json(
-        {
-            "metadata": {
-                "name": "demo-aaaaaaaa-0",
-                "namespace": "calls",
-                "uid": "u",
-                "resourceVersion": "7",
-                "creationTimestamp": CREATED,
-                "labels": {"voicepool.dev/pool": "demo", "voicepool.dev/state": "warm"} | (labels or {}),
-                "annotations": annotations or {},
-            },
-            "status": {"containerStatuses": list(statuses), **status},
-        }
-    )
+    whole = {
+        "metadata": {
+            "name": "demo-aaaaaaaa-0",
+            "namespace": "calls",
+            "uid": "u",
+            "resourceVersion": "7",
+            "creationTimestamp": CREATED,
+            "labels": {"voicepool.dev/pool": "demo", "voicepool.dev/state": "warm"} | (labels or {}),
+            "annotations": annotations or {},
+            "managedFields": [{"manager": "kubelet", "operation": "Update"}],
+        },
+        "spec": {"containers": [{"name": "agent", "image": "agent:1"}], "nodeName": "n1"},
+        "status": {"containerStatuses": list(statuses), **status},
+    }
+    fact = pod_from_json(whole)
     assert fact is not None
+    assert pod_from_json(read(whole)) == fact, "what a watch reads of a pod must be all that the fact is made of"
     return fact
 
 

@@ -47,7 +47,7 @@ from voicepool.kube.api import (
     TooManyRequests,
     Unprocessable,
 )
-from voicepool.kube.convert import budget_from_json, pod_from_json, pool_from_json
+from voicepool.kube.convert import AGENT_PODS, budget_from_json, pod_from_json, pool_from_json
 from voicepool.kube.informer import Informer, Key
 from voicepool.metrics import POD_STATES, OperatorMetrics
 from voicepool.model import LABEL_POOL, BindState, Disruption, PodFact, PoolFact
@@ -95,7 +95,7 @@ def pod_informer(
     """The copy of all agent pods, with the index :data:`BY_POOL` from (namespace, pool) to pods."""
     return Informer(
         api,
-        PODS,
+        AGENT_PODS,
         namespace,
         LABEL_POOL,
         pod_from_json,

@@ -30,10 +30,10 @@ from voicepool.gateway.peers import Peers
 from voicepool.gateway.services import Services
 from voicepool.gateway.sessions import Sessions
 from voicepool.gateway.view import ClusterView
-from voicepool.kube.api import PODS, POOLS, Json, KubeApi
+from voicepool.kube.api import POOLS, Json, KubeApi
 from voicepool.kube.client import AiohttpKubeApi, load_connection
 from voicepool.kube.clock import ServerClock
-from voicepool.kube.convert import pod_from_json, pool_from_json
+from voicepool.kube.convert import AGENT_PODS, pod_from_json, pool_from_json
 from voicepool.kube.informer import Informer, Key
 from voicepool.model import LABEL_POOL, PodFact, PoolFact
 from voicepool.podspec import PodSettings, build_pod, pod_name, template_hash
@@ -146,7 +146,7 @@ async def running(
         view, monotonic=loop.time, on_waiters=lambda key, count: metrics.waiters.labels(*key).set(count)
     )
     pools: Informer[PoolFact] = Informer(kube, POOLS, settings.namespace, "", pool_from_json)
-    pods: Informer[PodFact] = Informer(kube, PODS, settings.namespace, LABEL_POOL, pod_from_json)
+    pods: Informer[PodFact] = Informer(kube, AGENT_PODS, settings.namespace, LABEL_POOL, pod_from_json)
     pools.handlers.append(_pool_handler(view))
     pods.handlers.append(_pod_handler(view))
     # Each pod is bound once: a kept connection would only be in the way.

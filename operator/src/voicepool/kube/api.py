@@ -18,7 +18,7 @@ KubeApiError
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 Json = dict[str, Any]
@@ -80,6 +80,8 @@ class Resource:
     group: str
     version: str
     plural: str
+    fields: type[Any] | None = field(default=None, compare=False)
+    """What lists and watches read of its objects, as a msgspec structure; the rest may be left out of them. None reads all."""
 
     def path(self, namespace: str | None, name: str | None = None, subresource: str | None = None) -> str:
         """The URL path of the collection, of one object, or of its subresource."""

@@ -14,10 +14,10 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Generic, Literal, Self, TypeVar
 
 import aiohttp
-import orjson
+import msgspec
 
 from voicepool.kube.api import (
     AlreadyExists,
@@ -43,6 +43,34 @@ DEFAULT_REQUEST_TIMEOUT_SECONDS = 30.0
 DEFAULT_SILENCE_SECONDS = 90.0
 """The API server sends a bookmark about once a minute; a watch that has been silent for longer is dead, whatever its socket says."""
 DEFAULT_CONNECTIONS = 64
+
+
+T = TypeVar("T")
+
+
+class _List(msgspec.Struct, Generic[T]):
+    metadata: Json
+    items: list[T] = []
+
+
+class _Event(msgspec.Struct):
+    type: Literal["ADDED", "MODIFIED", "DELETED", "BOOKMARK", "ERROR"]
+    object: msgspec.Raw
+
+
+_EVENT = msgspec.json.Decoder(_Event)
+
+
+def _reader(fields: Any) -> Callable[[bytes], Json]:
+    """Reads a JSON object, and skips what has no place in its fields."""
+    if fields is None:
+        return msgspec.json.decode
+    decoder = msgspec.json.Decoder(fields)
+    return lambda data: msgspec.to_builtins(decoder.decode(data))
+
+
+def _list_reader(fields: Any) -> Callable[[bytes], Json]:
+    return _reader(None if fields is None else _List[fields])
 
 
 class ConnectionSettingsError(Exception):
@@ -240,7 +268,8 @@ class AiohttpKubeApi:
             query["continue"] = continue_token
         elif resource_version:
             query["resourceVersion"] = resource_version
-        return await self._request("GET", resource.path(namespace), query=query)
+        read = _list_reader(resource.fields)
+        return await self._request("GET", resource.path(namespace), query=query, read=read)
 
     async def watch(
         self,
@@ -265,6 +294,7 @@ class AiohttpKubeApi:
         if label_selector:
             query["labelSelector"] = label_selector
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=self._silence_seconds)
+        read_object = _reader(resource.fields)
         asked_at = self.clock.monotonic()
         try:
             async with self._session.get(resource.path(namespace), params=query, timeout=timeout) as response:
@@ -277,8 +307,10 @@ class AiohttpKubeApi:
                     *lines, rest = (rest + chunk).split(b"\n")
                     for line in lines:
                         if line:
-                            event = orjson.loads(line)
-                            yield WatchEvent(type=event["type"], object=event["object"])
+                            event = _EVENT.decode(line)
+                            # The object of an error is not one of those that are watched.
+                            read = msgspec.json.decode if event.type == "ERROR" else read_object
+                            yield WatchEvent(event.type, read(event.object))
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
             raise Unreachable(f"the watch of {resource.plural} broke: {_words(error)}") from error
 
@@ -344,8 +376,9 @@ class AiohttpKubeApi:
         query: Mapping[str, str] | None = None,
         body: Any = None,
         content_type: str = "application/json",
+        read: Callable[[bytes], Json] = msgspec.json.decode,
     ) -> Json:
-        data = None if body is None else orjson.dumps(body)
+        data = None if body is None else msgspec.json.encode(body)
         headers = {} if data is None else {"Content-Type": content_type}
         asked_at = self.clock.monotonic()
         try:
@@ -353,8 +386,7 @@ class AiohttpKubeApi:
                 self.clock.heard(response.headers.get("Date"), asked_at)
                 if response.status >= 400:
                     raise await _error_of(response)
-                answer: Json = orjson.loads(await response.read())
-                return answer
+                return read(await response.read())
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
             raise Unreachable(f"{method} {path}: {_words(error)}") from error
 
@@ -362,7 +394,7 @@ class AiohttpKubeApi:
 async def _error_of(response: aiohttp.ClientResponse) -> KubeApiError:
     text = await response.read()
     try:
-        body = orjson.loads(text)
+        body = msgspec.json.decode(text)
     except ValueError:
         body = {"message": text.decode(errors="replace").strip()[:500]}
     return error_for(response.status, body if isinstance(body, dict) else {}, response.headers.get("Retry-After"))

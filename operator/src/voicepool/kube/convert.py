@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import re
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any
 
+import msgspec
 from pydantic import ValidationError
 
 from voicepool.disruption import BudgetFact, budget_name, budget_spec
-from voicepool.kube.api import Json
+from voicepool.kube.api import PODS, Json
 from voicepool.model import (
     AGENT_CONTAINER,
     ANNOTATION_BOUND_AT,
@@ -37,6 +39,55 @@ ORDINARY_WAITING = frozenset({"ContainerCreating", "PodInitializing"})
 """Waiting reasons of a start that goes well."""
 
 MAX_MESSAGE_CHARACTERS = 1024
+
+
+class _Fields(msgspec.Struct, rename="camel", omit_defaults=True):
+    """Fields that are read of a JSON object; all others are skipped. Nothing is checked here, and nothing has to be there."""
+
+
+class _Metadata(_Fields):
+    name: Any = None
+    namespace: Any = None
+    uid: Any = None
+    resource_version: Any = None
+    creation_timestamp: Any = None
+    deletion_timestamp: Any = None
+    labels: Any = None
+    annotations: Any = None
+    owner_references: Any = None
+
+
+class _Spec(_Fields):
+    node_name: Any = None
+
+
+class _ContainerStatus(_Fields):
+    name: Any = None
+    ready: Any = None
+    state: Any = None
+
+
+class _Status(_Fields):
+    phase: Any = None
+    reason: Any = None
+    message: Any = None
+    pod_ip: Any = msgspec.field(default=None, name="podIP")
+    start_time: Any = None
+    conditions: Any = None
+    init_container_statuses: list[_ContainerStatus] | None = None
+    container_statuses: list[_ContainerStatus] | None = None
+
+
+class PodFields(_Fields):
+    """What :func:`pod_from_json` reads of a pod. Most of a pod is its containers and its ``managedFields``, which nobody here reads."""
+
+    metadata: _Metadata
+    spec: _Spec | None = None
+    status: _Status | None = None
+
+
+AGENT_PODS = dataclasses.replace(PODS, fields=PodFields)
+"""Pods whose lists and watches hold the fields of :class:`PodFields`."""
 
 
 def pool_from_json(obj: Json) -> PoolFact | None:

@@ -63,7 +63,7 @@ class Informer(Generic[T]):
 
     Args:
         api: the API server.
-        resource: which kind.
+        resource: which kind, and which fields of it `convert` reads.
         namespace: one namespace, or None for all.
         label_selector: applied by the API server.
         convert: from JSON to a fact; None is an object that does not concern us. Must not raise.

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tests.unit.facts import NOW, bound, ended, pod, warm
 
 from voicepool.model import HeadroomSpec, PodFact
-from voicepool.sizing import MOST, NOBODY, Recommendation, Unmet, lead_time_seconds, recommend, warm_for
+from voicepool.sizing import MOST, NOBODY, Recommendation, Unmet, lead_time_seconds, recommend, service_times, warm_for
 
 
 def advice(pods: list[PodFact], now: datetime = NOW, *, unmet: Unmet = NOBODY, **headroom: Any) -> Recommendation:
@@ -67,6 +67,15 @@ class TestRule:
     def test_the_lead_time_is_that_of_95_in_100(self) -> None:
         assert lead_time_seconds(started_in(*[2.0] * 95, *[30.0] * 5)) == pytest.approx(3)
         assert lead_time_seconds(started_in(2.0, 30.0)) == pytest.approx(31)
+
+    def test_the_status_tells_how_long_callers_and_pods_took(self) -> None:
+        waited = [bound(number, waited_seconds=number / 1000) for number in range(1, 201)]
+        assert service_times([*waited, *started_in(2.2, 1.0)]) == {
+            "waitedMillisecondsP50": 100,
+            "waitedMillisecondsP99": 198,
+            "startupSecondsP95": 4,
+        }
+        assert service_times([pod(0), bound(1)]) == {}
 
     def test_until_a_start_was_seen_it_is_guessed(self) -> None:
         assert lead_time_seconds([pod(0)]) == pytest.approx(10)

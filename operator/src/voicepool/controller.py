@@ -56,6 +56,7 @@ from voicepool.podspec import PodSettings, build_pod, pod_name, template_hash
 from voicepool.queue import KeyedQueue
 from voicepool.reaper import Reaper
 from voicepool.recorder import EventRecorder
+from voicepool.sizing import service_times
 
 logger = logging.getLogger(__name__)
 
@@ -584,7 +585,7 @@ class Controller:
             sessions = {word: before.get(word, 0) + counted[word] for word in SESSION_COUNTS}
             if sessions["started"]:
                 sessions["hitPercent"] = 100 * sessions["hits"] // sessions["started"]
-            wanted = {**status, "sessions": sessions}
+            wanted = {**status, "sessions": sessions | service_times(self._pods.by(BY_POOL, key))}
         if _shows(pool.status, wanted):
             return
         time = asyncio.get_running_loop().time()

@@ -259,6 +259,11 @@ def _status_schema() -> Schema:
                         "Of them, those whose caller found a warm agent: bound within a second, not for a cold start."
                     ),
                     "hitPercent": count("Hits of 100 sessions."),
+                    "waitedMillisecondsP50": count(
+                        "How long half of the callers waited for the bind at most; of those whose pods were there at the last change."
+                    ),
+                    "waitedMillisecondsP99": count("How long 99 of 100 callers waited at most."),
+                    "startupSecondsP95": count("How long 95 of 100 pods took from create to Ready at most."),
                     "ended": count("Sessions that ended with their agent's summary."),
                     "dropped": count("Sessions whose pod ended or vanished without one."),
                     "undelivered": count("Binds whose gateway died before their agent got the session."),

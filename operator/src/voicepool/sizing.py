@@ -115,11 +115,36 @@ def warm_for(expected: float, miss_rate: float) -> int:
 
 def lead_time_seconds(pods: Iterable[PodFact]) -> float:
     """From create to Ready: of the pods that are Ready, the time within which 95 of 100 became it."""
-    times = sorted(
-        max(0.0, (pod.ready_since - pod.created_at).total_seconds()) for pod in pods if pod.ready_since is not None
-    )
+    times = _startups_seconds(pods)
+    return within(LEAD_PERCENTILE, times) if times else LEAD_UNKNOWN_SECONDS
+
+
+def service_times(pods: Iterable[PodFact]) -> dict[str, int]:
+    """How long the callers waited whose pods are there, and how long warm pods took to become Ready; as ``status.sessions`` tells it."""
+    pods = list(pods)
+    waited = sorted(pod.waited_seconds for pod in pods if pod.waited_seconds is not None)
+    startups = _startups_seconds(pods)
+    times: dict[str, int] = {}
+    if waited:
+        times["waitedMillisecondsP50"] = round(within(0.5, waited) * 1000)
+        times["waitedMillisecondsP99"] = round(within(0.99, waited) * 1000)
+    if startups:
+        times["startupSecondsP95"] = math.ceil(within(0.95, startups))
+    return times
+
+
+def within(share: float, values: Sequence[float]) -> float:
+    """The value that so large a share of some sorted values does not pass; there has to be one."""
+    return values[math.ceil(share * len(values)) - 1]
+
+
+def _startups_seconds(pods: Iterable[PodFact]) -> list[float]:
     # Kubernetes writes whole seconds, so a start that it calls 0 s long may have taken nearly one.
-    return times[math.ceil(LEAD_PERCENTILE * len(times)) - 1] + 1.0 if times else LEAD_UNKNOWN_SECONDS
+    return sorted(
+        max(0.0, (pod.ready_since - pod.created_at).total_seconds()) + 1.0
+        for pod in pods
+        if pod.ready_since is not None
+    )
 
 
 @dataclass(frozen=True, slots=True)

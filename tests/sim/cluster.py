@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, Literal
 
 import jwt
 
@@ -23,6 +24,8 @@ from voicepool.model import AGENT_CONTAINER, PodFact
 
 from .loop import Process, SeededLoop
 from .server import Change, Key, Server
+
+Start = Literal["well", "fails", "hangs"]
 
 JOIN_TIMEOUT_SECONDS = 30.0
 NODE_LOST_SECONDS = 40.0
@@ -81,10 +84,10 @@ class Cluster:
         self.nodes: dict[str, bool] = {f"node-{number}": True for number in range(3)}
         self.healthy = 1.0
         """The share of pods that start as they should."""
+        self.starts: deque[Start] = deque()
+        """How the next pods start, one after the other; once it is empty chance decides."""
         self.delivery_trouble = 0.0
         self.rooms_down = False
-        self.retired: set[str] = set()
-        """Uids of pods that something outside of voicepool has ended."""
         self.ended_by_order: Callable[[Agent], None] = lambda agent: None
         self._server = server
         self._loop = loop
@@ -154,13 +157,18 @@ class Cluster:
         if not self._update(uid, key, node, "Running", ready=False, state=self._running(), address=address):
             return
         self.agents[uid] = agent
-        trouble = self._chance.random() > self.healthy
-        if trouble and self._chance.random() < 0.5:
-            self._loop.call_later(self._chance.uniform(0.2, 3.0), self.fail, uid, "could not build its pipeline")
-        elif not trouble:
-            self._loop.call_later(self._chance.uniform(0.3, 3.0), self._parked, uid)
-        else:
-            self._tell("kubelet", f"{key[1]} hangs while it starts")
+        match self.starts.popleft() if self.starts else self._start_by_chance():
+            case "fails":
+                self._loop.call_later(self._chance.uniform(0.2, 3.0), self.fail, uid, "could not build its pipeline")
+            case "well":
+                self._loop.call_later(self._chance.uniform(0.3, 3.0), self._parked, uid)
+            case "hangs":
+                self._tell("kubelet", f"{key[1]} hangs while it starts")
+
+    def _start_by_chance(self) -> Start:
+        if self._chance.random() <= self.healthy:
+            return "well"
+        return "fails" if self._chance.random() < 0.5 else "hangs"
 
     def _parked(self, uid: str) -> None:
         agent = self.agents[uid]
@@ -219,7 +227,6 @@ class Cluster:
 
     def fail(self, uid: str, why: str) -> None:
         """The pod dies of something outside of voicepool."""
-        self.retired.add(uid)
         self.exit(uid, 137, why)
 
     def _remove_if_deleted(self, uid: str, key: Key) -> None:
@@ -245,13 +252,11 @@ class Cluster:
         for agent in self.agents.values():
             if agent.node == node and agent.alive:
                 agent.state = "exited"
-                self.retired.add(agent.uid)
         self._loop.call_later(NODE_LOST_SECONDS, self._collect_lost, node)
 
     def _collect_lost(self, node: str) -> None:
         for pod in self._server.all(PODS):
             if pod["spec"].get("nodeName") == node and not self._runs(pod):
-                self.retired.add(pod["metadata"]["uid"])
                 key = (pod["metadata"]["namespace"], pod["metadata"]["name"])
                 self._server.remove(PODS, key, pod["metadata"]["uid"], "pod garbage collector")
         self.nodes[node] = True
@@ -291,7 +296,6 @@ class Cluster:
         if agent.state != "accepted":
             return
         if agent.token_expires is None or agent.token_expires <= self._now() or self.rooms_down:
-            self.retired.add(agent.uid)
             self.exit(agent.uid, 1, "could not join its room")
             return
         for other in self.agents.values():

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from typing import Any
 
 from voicepool.kube.api import PODS, POOLS, Json
 from voicepool.kube.convert import pod_from_json, pool_from_json
-from voicepool.model import LABEL_SESSION, LABEL_STATE, BindState, PodFact
+from voicepool.model import LABEL_POOL, LABEL_SESSION, LABEL_STATE, BindState, PodFact
 from voicepool.podspec import PodSettings, template_hash
 
 from .cluster import Agent, Cluster
-from .server import Change, Server
+from .server import Change, Key, Server
 
 REMEMBERED_SECONDS = 150.0
 """A process that was frozen, or whose call was committed late, may act on what was true so long ago."""
@@ -62,7 +63,8 @@ class Invariants:
         self._calls = calls
         self._now = now
         self._wrong = wrong
-        self._ceilings: list[tuple[datetime, int]] = []
+        self._ceilings: defaultdict[Key, list[tuple[datetime, int]]] = defaultdict(list)
+        """By pool: from when on it had which ``maxPods``."""
         self._sessions: dict[str, str] = {}
         server.observers.append(self._changed)
         cluster.ended_by_order = self._ended_by_order
@@ -70,7 +72,7 @@ class Invariants:
     def _changed(self, change: Change) -> None:
         if change.resource == POOLS:
             if change.kind != "DELETED":
-                self._ceilings.append((self._now(), change.new["spec"].get("maxPods", 50)))
+                self._ceilings[_key(change.new)].append((self._now(), change.new["spec"].get("maxPods", 50)))
             return
         if change.resource != PODS:
             return
@@ -96,11 +98,12 @@ class Invariants:
         if not change.actor.startswith(OURS):
             return
         self.creates += 1
-        live = sum(not fact.finished for fact in self._facts())
+        pool = (change.new["metadata"]["namespace"], change.new["metadata"]["labels"][LABEL_POOL])
+        live = sum(not fact.finished for fact in self._facts() if (fact.namespace, fact.pool) == pool)
         since = self._now() - timedelta(seconds=REMEMBERED_SECONDS)
         # Those of the last while, and the one that was in force when it began.
-        recent = [value for moment, value in self._ceilings if moment >= since]
-        recent += [value for moment, value in self._ceilings if moment < since][-1:]
+        recent = [value for moment, value in self._ceilings[pool] if moment >= since]
+        recent += [value for moment, value in self._ceilings[pool] if moment < since][-1:]
         over = live - max(recent, default=0)
         self.overshoot = max(self.overshoot, over)
         if over > self.overshoot_bound:
@@ -177,6 +180,10 @@ class Invariants:
             if told != true:
                 wrong.append(f"the status says {told}, true is {true}")
         return wrong
+
+
+def _key(obj: Json) -> Key:
+    return obj["metadata"]["namespace"], obj["metadata"]["name"]
 
 
 def _name(pod: Json) -> str:

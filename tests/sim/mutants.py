@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
+import textwrap
 from collections.abc import Callable, Iterator
 from typing import Any
 from unittest.mock import patch
 
-from voicepool import controller
+from voicepool import controller, plan
+from voicepool.controller import Controller
+from voicepool.gateway.allocator import Allocator
+from voicepool.gateway.binder import Binder
 from voicepool.kube.clock import ServerClock
 from voicepool.kube.informer import Informer
 
@@ -64,11 +69,59 @@ def _status_at_any_price() -> Iterator[None]:
         yield
 
 
+def _without(owner: Any, name: str, honest: str, wrong: str) -> Callable[[], contextlib.AbstractContextManager[None]]:
+    """A function in which some words are replaced by others: a fix that was never made.
+
+    Args:
+        owner: the class or module whose attribute it is.
+        name: of the function.
+        honest: words that stand in its source exactly once, so that no later change makes a mutant of nothing.
+        wrong: what stands in their place.
+    """
+
+    @contextlib.contextmanager
+    def mutant() -> Iterator[None]:
+        function = getattr(owner, name)
+        source = textwrap.dedent(inspect.getsource(function))
+        assert source.count(honest) == 1, f"{name} is not what it was: {honest!r} is not in it once"
+        made: dict[str, Any] = {}
+        code = "from __future__ import annotations\n" + source.replace(honest, wrong)
+        exec(compile(code, f"<{name} with a bug>", "exec"), function.__globals__, made)  # noqa: S102
+        with patch.object(owner, name, made[name]):
+            yield
+
+    return mutant
+
+
+_CHANGED = (
+    """            await self._read_pod((namespace, item.name), item.uid)
+            self._add((namespace, pool))
+""",
+    "",
+)
+_PAGE = (
+    """            page = await coming
+""",
+    """            try:
+                page = await coming
+            except KubeApiError:
+                return
+""",
+)
+
 MUTANTS: dict[str, Callable[[], contextlib.AbstractContextManager[None]]] = {
     "none": contextlib.nullcontext,
     "delete": _deletes_without_preconditions,
     "bind": _binds_that_test_nothing,
+    "bind of another": _without(Binder, "_ours", " or bound_by != self._identity", ""),
+    "changed pod": _without(Controller, "_delete_all", *_CHANGED),
     "clock": _clocks_that_are_believed,
+    "failed cold start": _without(plan, "_victims", "sum(not pod.finished for pod in groups.cold)", "len(groups.cold)"),
+    "late pod": _without(
+        controller, "plan", "if wanted and failure is not None and f", "if created and failure is not None and f"
+    ),
+    "page": _without(Informer, "_pages", *_PAGE),
     "replace": _lists_that_do_not_replace,
     "status": _status_at_any_price,
+    "waiter": _without(Allocator, "_serve", "if waiter.future.done():", "if False:"),
 }

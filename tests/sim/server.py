@@ -49,6 +49,8 @@ BOOKMARK_BEFORE_END_SECONDS = 2.0
 REFUSED_IMAGE = "refused "
 """The space makes a pod with this image invalid, so that a template can be."""
 FOREGROUND = "foregroundDeletion"
+NEXT_PAGE = "list the next page of"
+"""The verb of a list's second and later pages, which a token leads to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +81,8 @@ class Server:
         self._objects: dict[str, dict[Key, Json]] = defaultdict(dict)
         self._uids = itertools.count(1)
         self._pages: dict[str, tuple[int, list[Json], int]] = {}
-        self._wakers: dict[asyncio.Event, None] = {}
+        self._wakers: defaultdict[str, dict[asyncio.Event, None]] = defaultdict(dict)
+        """By the plural of what is waited for."""
 
     @property
     def revision(self) -> int:
@@ -266,15 +269,15 @@ class Server:
                 # None of our references blocks the owner's deletion.
                 self.remove(POOLS, (pool["metadata"]["namespace"], pool["metadata"]["name"]), uid, "garbage collector")
 
-    def waker(self) -> asyncio.Event:
-        """An event that is set with each write, until :meth:`forget_waker`."""
+    def waker(self, resource: Resource) -> asyncio.Event:
+        """An event that is set with each write to that kind of object, until :meth:`forget_waker`."""
         event = asyncio.Event()
-        self._wakers[event] = None
+        self._wakers[resource.plural][event] = None
         return event
 
-    def forget_waker(self, event: asyncio.Event) -> None:
+    def forget_waker(self, resource: Resource, event: asyncio.Event) -> None:
         """See :meth:`waker`."""
-        self._wakers.pop(event, None)
+        self._wakers[resource.plural].pop(event, None)
 
     def _state_at(self, resource: Resource, revision: int) -> dict[Key, Json]:
         state: dict[Key, Json] = {}
@@ -327,7 +330,7 @@ class Server:
         else:
             self._objects[resource.plural][key] = new
         self.log.append(change)
-        for waker in self._wakers:
+        for waker in self._wakers[resource.plural]:
             waker.set()
         for observer in self.observers:
             observer(change)
@@ -347,6 +350,8 @@ class Fate(Enum):
     FAILED_BEFORE = auto()
     FAILED_AFTER = auto()
     """Committed, and answered with an error of the server."""
+    EXPIRED = auto()
+    """410: the token of a list's next page is too old."""
     CRASH_BEFORE = auto()
     CRASH_AFTER = auto()
     """Committed, and the process dies before it learns that."""
@@ -424,7 +429,9 @@ class Client:
             # Small pages, so that there is more than one.
             return self._server.list_page(resource, namespace, label_selector, min(limit, 4), continue_token, revision)
 
-        return await self._call("list", f"{resource.plural} {label_selector}", answer)
+        return await self._call(
+            NEXT_PAGE if continue_token else "list", f"{resource.plural} {label_selector}".strip(), answer
+        )
 
     async def watch(
         self,
@@ -447,7 +454,7 @@ class Client:
         loop = asyncio.get_running_loop()
         ends = loop.time() + timeout_seconds
         bookmark = min(loop.time() + BOOKMARK_SECONDS, ends - BOOKMARK_BEFORE_END_SECONDS)
-        waker = self._server.waker()
+        waker = self._server.waker(resource)
         try:
             while loop.time() < ends:
                 waker.clear()
@@ -479,7 +486,7 @@ class Client:
                     pass
                 self._still_alive()
         finally:
-            self._server.forget_waker(waker)
+            self._server.forget_waker(resource, waker)
 
     async def create(
         self, resource: Resource, namespace: str, body: Mapping[str, Any], *, dry_run: bool = False
@@ -546,6 +553,8 @@ class Client:
             raise TooManyRequests("too many requests", retry_after_seconds=1.0)
         if fate is Fate.FAILED_BEFORE:
             raise ServerFault("internal error", status=500)
+        if fate is Fate.EXPIRED:
+            raise Gone("the provided continue parameter is too old", status=410, reason="Expired")
         if fate is Fate.CRASH_BEFORE:
             self._network.crash(self._process)
             raise asyncio.CancelledError

@@ -84,7 +84,7 @@ def _step(world: World, number: int, spec: dict[str, Any]) -> None:
         case "pod":
             _trouble_with_a_pod(world)
         case "delete":
-            if world.has_pool():
+            if world.pool() is not None:
                 world.delete_pool(foreground=chance.random() < 0.3)
             if chance.random() < 0.8:
                 world.loop.call_later(chance.uniform(0.0, 30.0), _create_again, world, spec)
@@ -100,7 +100,7 @@ def _step(world: World, number: int, spec: dict[str, Any]) -> None:
 
 
 def _create_again(world: World, spec: dict[str, Any]) -> None:
-    if not world.has_pool():
+    if world.pool() is None:
         world.create_pool(**spec)
 
 

@@ -33,7 +33,10 @@ def operator_with(wrong_seconds: float) -> Callable[[World], Coroutine[Any, Any,
         world.create_pool(replicas=3, startup={"deadlineSeconds": 15})
         world.start("operator-a")
         world.processes["operator-a"].clock_offset_seconds = wrong_seconds
-        await asyncio.sleep(600.0)
+        for _ in range(60):
+            await asyncio.sleep(10.0)
+            if world.invariants.creates > 3:
+                break
         problems = world.invariants.not_converged(POD_SETTINGS)
         if problems or world.invariants.creates != 3 or world.invariants.deletes:
             world.wrong(f"{world.invariants.creates} creates, {world.invariants.deletes} deletes, {problems}")

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
@@ -20,13 +19,6 @@ GROUP = 20
 MUTANT_SEEDS = {"delete": 40, "bind": 40, "replace": 120}
 """How many seeds it may take to find each of them."""
 CRASHES = (Fate.CRASH_BEFORE, Fate.CRASH_AFTER)
-
-
-@pytest.fixture(autouse=True)
-def _quiet() -> Iterator[None]:
-    logging.disable(logging.CRITICAL)
-    yield
-    logging.disable(logging.NOTSET)
 
 
 @pytest.mark.parametrize("first", range(0, SEEDS, GROUP))

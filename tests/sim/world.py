@@ -39,7 +39,7 @@ from voicepool.podspec import PodSettings
 from .cluster import Cluster, SimulatedCourier, SimulatedRooms
 from .invariants import Calls, Invariants
 from .loop import Process, SeededLoop
-from .server import REFUSED_IMAGE, Change, Client, EventFate, Fate, Server
+from .server import NEXT_PAGE, REFUSED_IMAGE, Change, Client, EventFate, Fate, Server
 
 NAMESPACE, POOL = "calls", "demo"
 EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
@@ -79,8 +79,25 @@ class Call:
 
     session: str
     keyed: bool
+    stays: bool = False
+    """It never hangs up."""
     tasks: list[asyncio.Task[Any]] = field(default_factory=list)
     outcomes: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Turn:
+    """What becomes of one call that is to come; see `World.at_next_call`."""
+
+    process: str
+    verb: str
+    about: str
+    fate: Fate
+    seconds: float | None
+
+    def fits(self, process: str, verb: str, words: str) -> bool:
+        """Whether this is the call."""
+        return (process, verb) == (self.process, self.verb) and self.about in words
 
 
 @dataclass
@@ -95,6 +112,17 @@ class Weather:
 
 CALM = Weather()
 STORM = Weather(call=0.15, event=0.05, slow=0.1, stale_list=0.5)
+
+FATES = (
+    Fate.LOST_BEFORE,
+    Fate.LOST_AFTER,
+    Fate.COMMITTED_LATE,
+    Fate.THROTTLED,
+    Fate.FAILED_BEFORE,
+    Fate.FAILED_AFTER,
+)
+"""What can become of a call in bad weather."""
+FATES_OF_PAGES = (*FATES, Fate.EXPIRED, Fate.EXPIRED)
 
 
 class World:
@@ -119,9 +147,13 @@ class World:
         self.down_until = 0.0
         self.crash_at: dict[str, tuple[int, Fate]] = {}
         """Process to the number of calls until its crash, and on which side of the commit."""
+        self.turns: list[Turn] = []
+        """Calls to come whose fate is written; each happens once."""
         self.call_counts: dict[str, int] = {}
         self.deaf: set[str] = set()
         """Processes whose watches show nothing of what happens."""
+        self.event_seconds = 0.01
+        """What a watch event may take in calm weather."""
         self.restarts = True
         self.callers: dict[str, Call] = {}
         self.gateways: dict[str, Gateway] = {}
@@ -176,26 +208,48 @@ class World:
                 self.tell(process.name, f"will die right {side} the commit of: {verb} {words}")
                 return fate, seconds
             self.crash_at[process.name] = (left - 1, fate)
+        for turn in self.turns:
+            if turn.fits(process.name, verb, words):
+                self.turns.remove(turn)
+                self._tell_fate(process, verb, words, turn.fate)
+                return turn.fate, seconds if turn.seconds is None else turn.seconds
         fate = Fate.ANSWERED
         if self.chance.random() < self.weather.call:
-            fate = self.chance.choice(
-                (
-                    Fate.LOST_BEFORE,
-                    Fate.LOST_AFTER,
-                    Fate.COMMITTED_LATE,
-                    Fate.THROTTLED,
-                    Fate.FAILED_BEFORE,
-                    Fate.FAILED_AFTER,
-                )
-            )
-            self.tell(process.name, f"{verb} {words}: {fate.name.lower().replace('_', ' ')}")
+            fate = self.chance.choice(FATES_OF_PAGES if verb == NEXT_PAGE else FATES)
+            self._tell_fate(process, verb, words, fate)
         return fate, seconds
+
+    def _tell_fate(self, process: Process, verb: str, words: str, fate: Fate) -> None:
+        self.tell(process.name, f"{verb} {words}: {fate.name.lower().replace('_', ' ')}")
+
+    def at_next_call(
+        self, process: str, verb: str, fate: Fate, *, about: str = "", seconds: float | None = None
+    ) -> None:
+        """Write what becomes of the next call with that verb and these words in it.
+
+        Args:
+            process: whose call.
+            verb: as the story tells it: get, list, patch, status, create, delete, ... and ``NEXT_PAGE``.
+            fate: what becomes of it.
+            about: part of the words that follow the verb in the story.
+            seconds: how long it takes each way; None is as long as any.
+        """
+        self.turns.append(Turn(process, verb, about, fate, seconds))
+
+    async def until(self, holds: Callable[[], bool], *, seconds: float = 60.0) -> None:
+        """Let time pass until something holds; that it never does is a problem."""
+        ends = self.loop.time() + seconds
+        while not holds():
+            if self.loop.time() > ends:
+                self.wrong(f"what the story waits for does not come within {seconds:.0f} s")
+                return
+            await asyncio.sleep(0.0005)
 
     def event(self, process: Process) -> tuple[EventFate, float]:
         """See `Network`."""
         if process.name in self.deaf:
             return EventFate.DROPPED, 0.0
-        delay = self.chance.uniform(0.0, 0.01)
+        delay = self.chance.uniform(0.0, self.event_seconds)
         if self.chance.random() < self.weather.event:
             delay = self.chance.uniform(0.01, 20.0)
         if self.chance.random() < self.weather.event:
@@ -326,9 +380,9 @@ class World:
 
     # -- what people do ------------------------------------------------------------------------------------------------------------
 
-    def create_pool(self, **spec: Any) -> None:
-        """Apply the pool."""
-        self.server.create(POOLS, NAMESPACE, {"metadata": {"name": POOL}, "spec": {**_template(1), **spec}}, "user")
+    def create_pool(self, name: str = POOL, **spec: Any) -> None:
+        """Apply a pool; by default the one that all else here is about."""
+        self.server.create(POOLS, NAMESPACE, {"metadata": {"name": name}, "spec": {**_template(1), **spec}}, "user")
 
     def change_pool(self, **spec: Any) -> None:
         """Change fields of its spec, if it is there."""
@@ -352,17 +406,19 @@ class World:
             return
         self.loop.call_later(self.chance.uniform(0.1, 10.0), self.server.collect_garbage)
 
-    def has_pool(self) -> bool:
-        """Whether the pool exists."""
-        return bool(self.server.all(POOLS))
+    def pool(self) -> Json | None:
+        """The pool, if it exists."""
+        return next((pool for pool in self.server.all(POOLS) if pool["metadata"]["name"] == POOL), None)
 
-    def start_session(self, session: str, *, keyed: bool, gateway: str | None = None) -> Call | None:
+    def start_session(
+        self, session: str, *, keyed: bool, gateway: str | None = None, stays: bool = False
+    ) -> Call | None:
         """A caller asks one of the gateways that work; again, if the session is known already."""
         names = sorted(self.gateways)
         if not names:
             return None
         chosen = self.gateways[gateway or self.chance.choice(names)]
-        call = self.callers.setdefault(session, Call(session, keyed))
+        call = self.callers.setdefault(session, Call(session, keyed, stays))
         self.tell("caller", f"asks {chosen.process.name} for session {session}{' (keyed)' if keyed else ''}")
         call.tasks.append(self.loop.spawn(chosen.process, self._call(chosen, call)))
         return call
@@ -394,7 +450,7 @@ class World:
             self.wrong(f"session {call.session} was given {started.pod.name} while {other.key[1]} has it")
         self.calls.answered[call.session] = uid
         agent.claimed = True
-        if before != uid:
+        if before != uid and not call.stays:
             long = self.chance.random() < 0.1 and call.session != "last"
             self.loop.call_later(self.chance.uniform(1.0, 900.0 if long else 60.0), self._hang_up, call.session, uid)
 
@@ -465,7 +521,8 @@ class World:
                 self.loop.thaw(process)
             if not process.alive:
                 self._start_again(name)
-        if self.has_pool() and _image(self.server.all(POOLS)[0]) == REFUSED_IMAGE:
+        pool = self.pool()
+        if pool is not None and _image(pool) == REFUSED_IMAGE:
             self.new_image("good")
         await asyncio.sleep(settling_seconds)
         self.server.collect_garbage()
@@ -476,7 +533,7 @@ class World:
         self._check_converged()
         if self.problems:
             return
-        if self.has_pool() and self._warm():
+        if self.pool() is not None and self._warm():
             last = self.start_session("last", keyed=False)
             await asyncio.sleep(5.0)
             if last is None or last.outcomes != ["started"]:

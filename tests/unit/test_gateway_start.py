@@ -228,6 +228,25 @@ async def test_a_bind_whose_answer_was_lost_is_recognised_as_our_own(here: World
     assert here.kube.pod(name)["metadata"]["labels"][LABEL] == answer.json()["sessionId"]
 
 
+async def test_a_bind_of_another_gateway_for_the_same_session_is_not_taken_for_our_own(here: World) -> None:
+    here.pool()
+    (name,) = here.pods(1)
+    gateway = await here.gateway()
+    here.kube.hold_patch = asyncio.Event()
+    start = asyncio.create_task(gateway.start(sessionId="once"))
+    await until(lambda: here.rooms.made)
+    labels = {"voicepool.dev/state": "bound", LABEL: "once"}
+    annotations = {"voicepool.dev/bound-by": "another gateway"}
+    here.kube.edit(PODS, name, {"metadata": {"labels": labels, "annotations": annotations}})
+    # The first patch gets no answer and the second one is refused. Then nobody can say who has the session, so this start is given up.
+    here.kube.before["patch"] = [Unreachable("reset")]
+    here.kube.before["list"] = [Unreachable("refused")]
+    here.kube.hold_patch.set()
+    assert (await start).json()["code"] == "CLUSTER_UNAVAILABLE"
+    await gateway.services.sessions.settled()
+    assert here.kube.pod(name)["metadata"]["labels"][LABEL] == "once"
+
+
 async def test_the_same_idempotency_key_through_two_gateways_gets_one_agent(here: World) -> None:
     here.pool()
     here.pods(6)

@@ -10,7 +10,14 @@ from typing import Any
 import pytest
 from tests.unit.facts import NOW, OLD, TEMPLATE, bound, pod, warm
 
-from voicepool.binding import active_deadline_seconds, bind_patch, choose, drain_patch, is_candidate
+from voicepool.binding import (
+    active_deadline_seconds,
+    bind_patch,
+    choose,
+    drain_patch,
+    is_candidate,
+    take_over_patch,
+)
 from voicepool.model import Disruption, Placement, PodFact
 
 
@@ -191,6 +198,15 @@ def test_a_call_is_told_once_when_it_ends() -> None:
         {"op": "test", "path": "/metadata/uid", "value": bound(1).uid},
         {"op": "test", "path": path, "value": None},
         {"op": "add", "path": path, "value": "2026-03-01T12:01:30.000000Z"},
+    ]
+
+
+def test_an_end_is_taken_back_unless_another_one_has_been_written_since() -> None:
+    path = "/metadata/annotations/voicepool.dev~1drain-until"
+    assert take_over_patch(bound(1), NOW) == [
+        {"op": "test", "path": "/metadata/uid", "value": bound(1).uid},
+        {"op": "test", "path": path, "value": "2026-03-01T12:00:00.000000Z"},
+        {"op": "remove", "path": path},
     ]
 
 

@@ -732,6 +732,22 @@ class TestDrain:
             assert [entry for entry in server.calls if entry[1] == call][1:] == [("json_patch", call), ("delete", call)]
             assert it.value("voicepool_pod_deletes_total", namespace="calls", pool="demo", reason="drained") == 1
 
+    async def test_a_pool_of_the_same_name_takes_it_over_and_a_second_deletion_counts_anew(
+        self, server: ApiServer
+    ) -> None:
+        put_pool(server)
+        async with running(server) as it:
+            call = await self.deleted_with_a_call(server, it, drain_seconds="60")
+            await until(lambda: self.drain_until(server, call) is not None)
+            again = pool_from_json(put_pool(server))
+            assert again is not None
+            it.controller.pool_changed(again)
+            await until(lambda: self.drain_until(server, call) is None)
+            server.now += timedelta(seconds=600)
+            server.vanish(POOLS, "demo")
+            it.controller.pool_deleted(KEY, again.uid)
+            await until(lambda: self.drain_until(server, call) == "2026-03-01T12:11:00.000000Z")
+
     async def test_without_a_limit_it_goes_on(self, server: ApiServer) -> None:
         put_pool(server)
         async with running(server) as it:

@@ -27,7 +27,7 @@ from tests.unit.facts import (
 )
 
 from voicepool.model import BindState, PodFact, PoolFact
-from voicepool.plan import HELD_REASONS, DeleteReason, Drain, Plan, Template, backoff_seconds, drain, plan
+from voicepool.plan import HELD_REASONS, DeleteReason, Drain, Plan, Template, backoff_seconds, drain, plan, taken_over
 from voicepool.podspec import pod_name
 
 
@@ -435,6 +435,13 @@ class TestDrain:
         limits: dict[str, Any] = {"drain_seconds": 60, "drain_until": NOW}
         others = [ended(0, 1, **limits), bound(1, deleting=True, **limits), warm(2, **limits)]
         assert drain(others, NOW) == Drain((), (), None)
+
+    def test_a_pool_that_is_there_again_takes_over_the_calls_whose_end_is_written_down(self) -> None:
+        limits: dict[str, Any] = {"drain_seconds": 60, "drain_until": NOW}
+        call = bound(0, **limits)
+        pods = [call, bound(1, drain_seconds=60), ended(2, 1, **limits), warm(3)]
+        assert taken_over(pool(), pods) == [call]
+        assert taken_over(dataclasses.replace(pool(), deleting=True), pods) == []
 
 
 class TestStatus:

@@ -187,6 +187,16 @@ def drain_patch(pod: PodFact, now: datetime) -> list[Operation]:
     ]
 
 
+def take_over_patch(pod: PodFact, until: datetime) -> list[Operation]:
+    """The patch that takes back when a call ends, since its pool is there again; it fails with 422 where another end has been written since."""
+    path = _pointer("metadata", "annotations", ANNOTATION_DRAIN_UNTIL)
+    return [
+        {"op": "test", "path": "/metadata/uid", "value": pod.uid},
+        {"op": "test", "path": path, "value": timestamp(until)},
+        {"op": "remove", "path": path},
+    ]
+
+
 def timestamp(moment: datetime) -> str:
     """RFC 3339 in UTC with microseconds, as ``bound-at`` holds it."""
     return moment.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")

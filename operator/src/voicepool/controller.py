@@ -20,7 +20,7 @@ from datetime import datetime
 from typing import Any, TypeVar
 
 from voicepool.agents import AgentStatus
-from voicepool.binding import drain_patch
+from voicepool.binding import drain_patch, take_over_patch
 from voicepool.disruption import BudgetFact, budget, budget_change, budget_name, budget_spec
 from voicepool.events import (
     Happening,
@@ -51,7 +51,18 @@ from voicepool.kube.convert import AGENT_PODS, budget_from_json, pod_from_json, 
 from voicepool.kube.informer import Informer, Key
 from voicepool.metrics import POD_STATES, OperatorMetrics
 from voicepool.model import LABEL_POOL, BindState, Disruption, PodFact, PoolFact
-from voicepool.plan import DeleteReason, Plan, PodCreate, PodDelete, Template, drain, expired, has_ended, plan
+from voicepool.plan import (
+    DeleteReason,
+    Plan,
+    PodCreate,
+    PodDelete,
+    Template,
+    drain,
+    expired,
+    has_ended,
+    plan,
+    taken_over,
+)
 from voicepool.podspec import PodSettings, build_pod, pod_name, template_hash
 from voicepool.queue import KeyedQueue
 from voicepool.reaper import Reaper
@@ -106,7 +117,9 @@ def pod_informer(
     )
 
 
-def budget_informer(api: KubeApi, namespace: str | None) -> Informer[BudgetFact]:
+def budget_informer(
+    api: KubeApi, namespace: str | None, *, jitter: random.Random | None = None
+) -> Informer[BudgetFact]:
     """The copy of all pools' PodDisruptionBudgets, with the index :data:`BY_POOL`."""
     return Informer(
         api,
@@ -115,6 +128,7 @@ def budget_informer(api: KubeApi, namespace: str | None) -> Informer[BudgetFact]
         LABEL_POOL,
         budget_from_json,
         indexes={BY_POOL: lambda budget: (budget.namespace, budget.pool)},
+        jitter=jitter,
     )
 
 
@@ -414,9 +428,11 @@ class Controller:
             return
         self._seen.add(key)
         template = await self._template(pool)
-        decided = plan(pool, self._pods.by(BY_POOL, key), self._now(), template)
+        pods = self._pods.by(BY_POOL, key)
+        decided = plan(pool, pods, self._now(), template)
+        calls_taken_over = taken_over(pool, pods)
         takes_away = any(delete.reason in TAKEN_AWAY for delete in decided.deletes)
-        if (takes_away or key in self._doubtful) and not await self._is_current(pool):
+        if (takes_away or calls_taken_over or key in self._doubtful) and not await self._is_current(pool):
             self.queue.add(key)
             return
         self._doubtful.discard(key)
@@ -437,6 +453,7 @@ class Controller:
         if template.error is not None:
             self.queue.add_after(key, self._verdicts[key].good_for_seconds())
         failures = await self._keep_budget(key, wanted=pool.spec.disruption is Disruption.NEVER)
+        failures += await _together([self._take_over(pod) for pod in calls_taken_over])
         # Callers wait for what is created, nobody for what is deleted.
         failures += await self._create_all(pool, template, decided.creates[:WRITES_IN_A_TURN])
         failures += await self._delete_all(pool.namespace, pool.name, decided.deletes[:WRITES_IN_A_TURN])
@@ -675,8 +692,16 @@ class Controller:
 
     async def _limit(self, pod: PodFact, now: datetime) -> None:
         """Write down when the call ends, so that a restart of ours does not begin to count anew."""
+        await self._patch_drain(pod, drain_patch(pod, now))
+
+    async def _take_over(self, pod: PodFact) -> None:
+        """Take back what was written down, or the call would end at once when the pool is deleted again."""
+        if pod.drain_until is not None:
+            await self._patch_drain(pod, take_over_patch(pod, pod.drain_until))
+
+    async def _patch_drain(self, pod: PodFact, operations: Sequence[Json]) -> None:
         try:
-            self._pods.apply(await self._api.json_patch(PODS, pod.namespace, pod.name, drain_patch(pod, now)))
+            self._pods.apply(await self._api.json_patch(PODS, pod.namespace, pod.name, operations))
         except (NotFound, Unprocessable):
             self._metrics.conflicts.labels("drain").inc()
 

@@ -288,6 +288,13 @@ def drain(pods: Iterable[PodFact], now: datetime) -> Drain:
     )
 
 
+def taken_over(pool: PoolFact, pods: Iterable[PodFact]) -> list[PodFact]:
+    """The calls whose end was written down while the pool was gone, which it is no more: their limit does not count until it goes again."""
+    if pool.deleting:
+        return []
+    return [pod for pod in pods if pod.drain_until is not None and pod.state is BindState.BOUND and not pod.finished]
+
+
 class _Timers:
     """The earliest moment at which a plan could change by time alone."""
 

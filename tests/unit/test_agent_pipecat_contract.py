@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from importlib.metadata import version
 
 import pytest
 from pipecat.audio.turn.smart_turn.local_smart_turn_v3 import LocalSmartTurnAnalyzerV3
 from pipecat.audio.vad.silero import SileroVADAnalyzer
+from pipecat.frames.frames import Frame, StartFrame
 from pipecat.pipeline.parallel_pipeline import ParallelPipeline
 from pipecat.pipeline.pipeline import Pipeline
 from pipecat.pipeline.service_switcher import ServiceSwitcher, ServiceSwitcherStrategyFailover
@@ -15,12 +17,15 @@ from pipecat.pipeline.worker import PipelineWorker
 from pipecat.processors.aggregators.llm_context import LLMContext
 from pipecat.processors.aggregators.llm_response_universal import LLMContextAggregatorPair, LLMUserAggregatorParams
 from pipecat.processors.audio.vad_processor import VADProcessor
-from pipecat.processors.frame_processor import FrameProcessor
+from pipecat.processors.frame_processor import FrameDirection, FrameProcessor, FrameProcessorSetup
 from pipecat.runner.types import LiveKitRunnerArguments
+from pipecat.services import websocket_service
+from pipecat.services.assemblyai.stt import AssemblyAISTTService
 from pipecat.transports.livekit.transport import LiveKitParams, LiveKitTransport, LiveKitTransportClient
 from pipecat.turns.user_stop import TurnAnalyzerUserTurnStopStrategy
 from pipecat.turns.user_turn_strategies import UserTurnStrategies
 from pipecat.workers.runner import WorkerRunner
+from websockets.asyncio.client import ClientConnection
 
 from voicepool_agent import pipecat_private
 
@@ -78,6 +83,71 @@ async def test_a_transport_goes_to_the_room_that_it_is_pointed_at_after_it_was_b
     connect = inspect.unwrap(LiveKitTransportClient.connect)
     read = set(connect.__code__.co_names)
     assert {"_url", "_token", "_room_name"} <= read, "connect() no longer reads what point_at_room() writes"
+
+
+class Recorder(FrameProcessor):
+    """Remembers that it was set up, and that it was started."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.was_set_up = asyncio.Event()
+        self.was_started = asyncio.Event()
+
+    async def setup(self, setup: FrameProcessorSetup) -> None:  # type: ignore[override]  # as Pipecat's own
+        await super().setup(setup)
+        self.was_set_up.set()
+
+    async def process_frame(self, frame: Frame, direction: FrameDirection) -> None:
+        await super().process_frame(frame, direction)
+        if isinstance(frame, StartFrame):
+            self.was_started.set()
+        await self.push_frame(frame, direction)
+
+
+async def test_a_held_pipeline_is_set_up_and_neither_joins_nor_starts_before_the_release() -> None:
+    ours, before, behind = transport(), Recorder(), Recorder()
+    joined: list[str] = []
+
+    async def connect() -> None:
+        joined.append("joined")
+
+    ours._client.connect = connect  # type: ignore[assignment]
+    held, release = worker(before, ours.input(), behind, ours.output()), asyncio.Event()
+    pipecat_private.hold_start(held, release)
+    runner = WorkerRunner(handle_sigint=False)
+    await runner.add_workers(held)
+    running = asyncio.create_task(runner.run())
+    await before.was_set_up.wait()
+    await behind.was_set_up.wait()
+    assert (joined, before.was_started.is_set(), behind.was_started.is_set()) == ([], False, False)
+    release.set()
+    await before.was_started.wait()
+    await behind.was_started.wait()
+    assert joined == ["joined", "joined"], "once for each end"
+    await runner.cancel()
+    await running
+
+
+async def test_what_is_set_up_before_the_start_is_every_processor_that_is_not_held() -> None:
+    ours, plain, first, second = transport(), FrameProcessor(), FrameProcessor(), FrameProcessor()
+    held = worker(ours.input(), plain, ServiceSwitcher([first, second], ServiceSwitcherStrategyFailover), ours.output())
+    awaited = pipecat_private.set_up_before_start(held)
+    assert {plain, first, second, held.pipeline.processors[-1]} <= set(awaited)
+    assert not {ours.input(), ours.output(), held.pipeline, held.pipeline.processors[0]} & set(awaited)
+
+
+async def test_a_pipelines_set_up_has_one_time_limit_which_is_read_when_it_begins() -> None:
+    assert worker()._setup_timeout_secs == 20
+    assert "_setup_timeout_secs" in PipelineWorker._watch_pipeline_setup.__code__.co_names
+
+
+async def test_a_service_with_a_socket_shows_it_once_it_is_connected() -> None:
+    assert issubclass(websocket_service._BoundedConnection, ClientConnection)
+    service = AssemblyAISTTService(api_key="a-key")
+    assert pipecat_private.socket(service) is None
+    service._websocket = ClientConnection.__new__(ClientConnection)
+    assert pipecat_private.socket(service) is service._websocket
+    assert pipecat_private.socket(FrameProcessor()) is None
 
 
 @pytest.mark.parametrize("with_processor", [True, False], ids=["in a VADProcessor", "in the user aggregator"])

@@ -16,6 +16,7 @@ def test_what_the_operator_injects_is_enough() -> None:
     settings = read_settings({**COMPLETE, "PATH": "/bin"})
     assert settings.port == 8080
     assert settings.max_duration_seconds == 7200
+    assert settings.warmth == "Built"
     assert str(settings.termination_message_path) == "/dev/termination-log"
 
 
@@ -37,6 +38,7 @@ def test_all_that_is_missing_is_named_at_once() -> None:
         ("VOICEPOOL_SESSION_IDLE_TIMEOUT_SECONDS", "soon"),
         ("PORT", "70000"),
         ("VOICEPOOL_LOG_FORMAT", "xml"),
+        ("VOICEPOOL_WARMTH", "Hot"),
         ("VOICEPOOL_ASSIGNMENT_PUBLIC_KEY", "abc"),
     ],
 )

@@ -81,6 +81,7 @@ def test_the_whole_pod() -> None:
                         },
                         {"name": "VOICEPOOL_POOL", "value": "demo"},
                         {"name": "VOICEPOOL_ASSIGNMENT_PUBLIC_KEY", "value": "-----BEGIN PUBLIC KEY-----"},
+                        {"name": "VOICEPOOL_WARMTH", "value": "Built"},
                         {"name": "VOICEPOOL_SESSION_MAX_DURATION_SECONDS", "value": "7200"},
                         {"name": "VOICEPOOL_SESSION_JOIN_TIMEOUT_SECONDS", "value": "30"},
                         {"name": "VOICEPOOL_SESSION_IDLE_TIMEOUT_SECONDS", "value": "300"},
@@ -106,6 +107,11 @@ def test_the_agent_is_told_the_grace_of_its_template(grace: int | None, told: st
     pod = built(spec={"terminationGracePeriodSeconds": grace})
     assert pod["spec"]["terminationGracePeriodSeconds"] == int(told)
     assert {"name": "VOICEPOOL_TERMINATION_GRACE_SECONDS", "value": told} in agent_of(pod)["env"]
+
+
+def test_the_agent_is_told_how_far_to_go_before_it_waits() -> None:
+    (agent,) = build_pod(pool(warmth="Imported"), 0, "aaaaaaaa", SETTINGS)["spec"]["containers"]
+    assert {"name": "VOICEPOOL_WARMTH", "value": "Imported"} in agent["env"]
 
 
 def test_a_cold_start_names_its_session() -> None:
@@ -177,6 +183,7 @@ def test_the_hash_is_eight_digits_and_stays() -> None:
         {"session": {"max_duration_seconds": 61}},
         {"session": {"join_timeout_seconds": 61}},
         {"session": {"idle_timeout_seconds": 61}},
+        {"warmth": "Started"},
     ],
 )
 def test_the_hash_changes_with_whatever_the_agent_would_notice(changes: dict[str, Any]) -> None:

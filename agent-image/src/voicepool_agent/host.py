@@ -24,7 +24,7 @@ from voicepool_agent.assignments import Assignment, EndOrder
 from voicepool_agent.bots import Bot, BotError, load_bot
 from voicepool_agent.logs import Logs, Redactor
 from voicepool_agent.metrics import Metrics
-from voicepool_agent.settings import Settings
+from voicepool_agent.settings import Settings, Warmth
 from voicepool_agent.summary import Reason, write_termination_message
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from pipecat.transports.livekit.transport import LiveKitTransport
     from pipecat.workers.runner import WorkerRunner
 
+    from voicepool_agent.connections import Connections
     from voicepool_agent.session import Session
 
 CANCEL_SECONDS = 8.0
@@ -100,6 +101,8 @@ class Host:
         self._runner: WorkerRunner | None = None
         self._workers: list[PipelineWorker] = []
         self._transports: list[LiveKitTransport] = []
+        self._connections: Connections | None = None
+        self._connecting: asyncio.Task[None] | None = None
         self._session: Session | None = None
         self._failure: BotError | None = None
         self._failed = asyncio.Event()
@@ -128,7 +131,7 @@ class Host:
 
     async def is_ready(self) -> bool:
         """Whether it can take a session: parked, and the bot's own `readyz()` agrees."""
-        if self._state is not State.PARKED or self._stop.is_set() or self._bot is None:
+        if self._unfit is not None or self._bot is None:
             return False
         try:
             return await self._bot.is_ready()
@@ -149,8 +152,8 @@ class Host:
         """
         if self._session is not None and self._state is not State.ENDING:
             raise AlreadyBound(f"the pod carries session {self._session.id}")
-        if self._state is not State.PARKED or self._stop.is_set():
-            raise NotParked(f"the agent is {self._state}")
+        if self._unfit is not None:
+            raise NotParked(self._unfit)
         from voicepool_agent.session import Session  # with Pipecat, which the bot has imported by now
 
         if self._arguments is None:
@@ -168,6 +171,10 @@ class Host:
         self._session.expect(self._workers, self._transports)
         _fill(self._arguments, assignment)
         self._point(assignment)
+        if self._connections is not None:
+            self._connections.let_go()
+            for worker in self._connections.workers:
+                self._listen(self._session, worker)
         self._enter(State.ACCEPTED)
         self._bound.set()
 
@@ -209,27 +216,26 @@ class Host:
 
     async def park(self, runner: WorkerRunner) -> None:
         """See `parking.Hooks`."""
-        if self._bound.is_set():
+        if self._bound.is_set() and self._runner is not None:
             return  # a second runner of the same session
         try:
             await self._park(runner)
         except BotError as error:
             self._fail(error)
         except Exception as error:
-            self._fail(
-                BotError(f"the bot {self._settings.bot} could not be warmed up: {type(error).__name__}: {error}")
-            )
+            self._fail(self._not_warm(error))
         if self._failed.is_set():
             await asyncio.Event().wait()  # a return would start the pipeline; the task is cancelled instead
 
     async def attach(self, worker: PipelineWorker) -> None:
         """See `parking.Hooks`."""
-        if self._session is None:
-            return
-        try:
-            self._session.attach(worker)
-        except Exception as error:
-            self._session.fail(Reason.BOT_FAILED, f"cannot listen to the pipeline: {type(error).__name__}: {error}")
+        if self._session is not None:
+            self._listen(self._session, worker)
+        elif self._connections is not None:
+            try:
+                self._connections.hold(worker)
+            except Exception as error:
+                self._disconnected(f"{type(error).__name__}: {error}")
 
     # -- its life ------------------------------------------------------------------------------------------------
 
@@ -242,7 +248,7 @@ class Host:
         try:
             await _first(bot, self._failed, self._parked, self._stop)
             if self._parked.is_set():
-                await _first(bot, self._bound, self._stop)
+                await _first(bot, self._failed, self._bound, self._stop)
             if self._session is not None:
                 await self._see_it_through(self._session, bot)
                 return 0
@@ -261,12 +267,41 @@ class Host:
         self._arguments = LiveKitRunnerArguments(room_name="", url="", token="", body={}, session_id=None)
         self._arguments.pipeline_idle_timeout_secs = self._settings.idle_timeout_seconds
         self._phase("imports")
+        if self._settings.warmth is Warmth.IMPORTED:
+            from voicepool_agent import warmup
+
+            try:
+                warmed = await warmup.warm_up_imported()
+            except Exception as error:
+                raise self._not_warm(error) from error
+            self._rest(warmed)
+            await self._bound.wait()
         await self._bot.run(self._arguments)
 
     async def _park(self, runner: WorkerRunner) -> None:
-        from voicepool_agent import pipecat_private, warmup
+        self._adopt(runner)
+        if self._session is not None:
+            self._session.expect(self._workers, self._transports)
+            return  # the bot was built for the caller, who waits
+        from voicepool_agent import warmup
 
         self._phase("build")
+        warmed = await warmup.warm_up(self._workers)
+        if self._settings.warmth is Warmth.STARTED:
+            self._phase("warm-up")
+            from voicepool_agent import pipecat_private
+            from voicepool_agent.connections import Connections
+
+            workers = pipecat_private.pipeline_workers(runner)
+            self._connections = Connections(workers, self._bound, self._disconnected)
+            self._connecting = asyncio.create_task(self._connect(self._connections, warmed), name="connect")
+            return  # the workers connect, and are held from there on
+        self._rest(warmed)
+        await self._bound.wait()
+
+    def _adopt(self, runner: WorkerRunner) -> None:
+        from voicepool_agent import pipecat_private
+
         self._take_signals()  # Pipecat's runner may have taken them, and would end a call at once
         self._logs.configure()
         self._runner = runner
@@ -277,11 +312,31 @@ class Host:
                 f"the bot {self._settings.bot} runs a pipeline without a LiveKit transport; give create_transport()"
                 ' an entry "livekit", and put transport.input() and transport.output() into the pipeline'
             )
-        warmed = await warmup.warm_up(self._workers)
+
+    async def _connect(self, connections: Connections, warmed: list[str]) -> None:
+        seconds = self._settings.connect_timeout_seconds
+        try:
+            async with asyncio.timeout(seconds):
+                await connections.established()
+        except TimeoutError:
+            self._disconnected(f"not connected within {seconds:g} s: {connections.missing}")
+        except Exception as error:
+            self._disconnected(f"{type(error).__name__}: {error}")
+        if not self._failed.is_set():
+            self._rest(warmed, "connections")
+
+    def _not_warm(self, error: Exception) -> BotError:
+        return BotError(f"the bot {self._settings.bot} could not be warmed up: {type(error).__name__}: {error}")
+
+    def _disconnected(self, words: str) -> None:
+        self._fail(BotError(f"the bot {self._settings.bot} cannot wait with its providers connected: {words}"))
+
+    def _rest(self, warmed: list[str], phase: str = "warm-up") -> None:
+        """Everything is done that can be done before the bind."""
         process.release_memory()
         gc.freeze()  # what was built stays; later collections need not look at it
         gc.enable()
-        self._phase("warm-up")
+        self._phase(phase)
         parked_bytes = process.resident_bytes()
         self._metrics.parked_bytes.set(parked_bytes)
         self._enter(State.PARKED)
@@ -289,7 +344,13 @@ class Host:
             seconds=round(process.age_seconds(), 3), megabytes=round(parked_bytes / 1e6, 1), warmed=warmed
         ).info("parked")
         self._parked.set()
-        await self._bound.wait()
+
+    @property
+    def _unfit(self) -> str | None:
+        """Why no session can be taken now; None when one can."""
+        if self._state is not State.PARKED or self._stop.is_set() or self._failed.is_set():
+            return f"the agent is {self._state}"
+        return self._connections.problem if self._connections is not None else None
 
     async def _see_it_through(self, session: Session, bot: asyncio.Task[None]) -> None:
         joining = asyncio.create_task(self._note_joined(session))
@@ -298,8 +359,7 @@ class Host:
         self._enter(State.ENDING)
         if not bot.done():
             await self._end_bot(session, bot)
-        error = bot.exception() if bot.done() and not bot.cancelled() else None
-        summary = session.close(self._bot.explain(error) if error and self._bot else None)
+        summary = session.close(self._bot_error(bot))
         self._tell(summary.as_json())
         logger.bind(reason=summary.reason.value, turns=summary.turns, errors=list(summary.errors)).info(
             "the session has ended"
@@ -351,19 +411,32 @@ class Host:
             await worker.stop_when_done()  # type: ignore[no-untyped-call]
 
     def _give_up(self, bot: asyncio.Task[None]) -> int:
-        error = self._failure or (bot.exception() if bot.done() and not bot.cancelled() else None)
-        if error is None:
-            words = (
-                f"the bot {self._settings.bot} returned without running a pipeline; bot() must await WorkerRunner.run()"
-            )
-        elif isinstance(error, BotError) or self._bot is None:
-            words = str(error)
-        else:
-            words = self._bot.explain(error)
-        words = self._redact(words)
-        logger.opt(exception=error if self._settings.debug else None).error(words)
+        words = self._redact(self._bot_error(bot) or f"the bot {self._settings.bot} ended before it was bound")
+        logger.opt(exception=self._exception(bot) if self._settings.debug else None).error(words)
         self._tell(words)
         return 1
+
+    def _exception(self, bot: asyncio.Task[None]) -> BaseException | None:
+        return self._failure or (bot.exception() if bot.done() and not bot.cancelled() else None)
+
+    def _bot_error(self, bot: asyncio.Task[None]) -> str | None:
+        """What is wrong with the bot, in one line; None when nothing is, or it has not come to that."""
+        error = self._exception(bot)
+        if isinstance(error, BotError) or (error is not None and self._bot is None):
+            return str(error)
+        if error is not None and self._bot is not None:
+            return self._bot.explain(error)
+        if bot.done() and not bot.cancelled() and self._runner is None:
+            return (
+                f"the bot {self._settings.bot} returned without running a pipeline; bot() must await WorkerRunner.run()"
+            )
+        return None
+
+    def _listen(self, session: Session, worker: PipelineWorker) -> None:
+        try:
+            session.attach(worker)
+        except Exception as error:
+            session.fail(Reason.BOT_FAILED, f"cannot listen to the pipeline: {type(error).__name__}: {error}")
 
     def _take_signals(self) -> None:
         loop = asyncio.get_running_loop()
@@ -371,8 +444,10 @@ class Host:
             loop.add_signal_handler(number, self.stop)
 
     def _fail(self, error: BotError) -> None:
-        self._failure = error
+        self._failure = self._failure or error
         self._failed.set()
+        if self._session is not None:
+            self._session.fail(Reason.BOT_FAILED, str(error))
 
     def _point(self, assignment: Assignment) -> None:
         from voicepool_agent import pipecat_private

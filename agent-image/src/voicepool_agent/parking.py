@@ -24,7 +24,7 @@ class Hooks(Protocol):
     """What the host does at the two moments."""
 
     async def park(self, runner: WorkerRunner) -> None:
-        """Everything is built, nothing has started. Returns when there is a session; does not raise."""
+        """Everything is built, nothing has started. Returns when workers may start to connect; does not raise."""
 
     async def attach(self, worker: PipelineWorker) -> None:
         """A pipeline is about to be set up; does not raise."""

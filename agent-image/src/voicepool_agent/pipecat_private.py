@@ -1,13 +1,15 @@
 """Every name of the pinned Pipecat (1.14) that its documentation does not promise, in one place.
 
-Parking has to reach three things that Pipecat keeps to itself: the workers that a runner holds, the LiveKit client
-inside a transport (its address, token and room are read when it connects, not when it is made), and the models inside
-the turn detection. `tests/unit/test_agent_pipecat_contract.py` holds each name down, so that an upgrade fails there
-and nowhere else. Nothing outside this module may touch an underscored name of Pipecat.
+Parking has to reach what Pipecat keeps to itself: the workers that a runner holds, the LiveKit client inside a
+transport (its address, token and room are read when it connects, not when it is made), the models inside the turn
+detection, the time limit of a pipeline's set-up, and the sockets of connected services.
+`tests/unit/test_agent_pipecat_contract.py` holds each name down, so that an upgrade fails there and nowhere else.
+Nothing outside this module may touch an underscored name of Pipecat.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,15 +18,20 @@ import onnxruntime  # type: ignore[import-untyped]
 from livekit import rtc
 from pipecat.audio.turn.smart_turn.local_smart_turn_v3 import LocalSmartTurnAnalyzerV3
 from pipecat.audio.vad.vad_analyzer import VADAnalyzer
+from pipecat.pipeline.base_pipeline import BasePipeline
 from pipecat.pipeline.service_switcher import ServiceSwitcher
 from pipecat.pipeline.worker import PipelineWorker
-from pipecat.processors.frame_processor import FrameProcessor
+from pipecat.processors.frame_processor import FrameProcessor, FrameProcessorSetup
 from pipecat.services.llm_service import LLMService
 from pipecat.services.stt_service import STTService
 from pipecat.services.tts_service import TTSService
+from pipecat.services.websocket_service import WebsocketService
 from pipecat.transports.livekit.transport import LiveKitInputTransport, LiveKitOutputTransport, LiveKitTransport
 from pipecat.turns.user_stop.turn_analyzer_user_turn_stop_strategy import TurnAnalyzerUserTurnStopStrategy
 from pipecat.workers.runner import WorkerRunner
+from websockets.asyncio.client import ClientConnection
+
+LIVEKIT_ENDS = (LiveKitInputTransport, LiveKitOutputTransport)
 
 SMART_TURN_SECONDS = 8
 SMART_TURN_RATE = 16_000
@@ -55,17 +62,14 @@ def unusable(worker: PipelineWorker) -> list[FrameProcessor]:
 
 def talks(processor: FrameProcessor) -> bool:
     """Whether without it a caller hears nothing, or is not heard: the other ones a call can do without."""
-    return isinstance(
-        processor,
-        (STTService, LLMService, TTSService, ServiceSwitcher, LiveKitInputTransport, LiveKitOutputTransport),
-    )
+    return isinstance(processor, (STTService, LLMService, TTSService, ServiceSwitcher, *LIVEKIT_ENDS))
 
 
 def livekit_transports(worker: PipelineWorker) -> list[LiveKitTransport]:
     """The LiveKit transports whose ends are in a worker's pipeline, each once."""
     found: list[LiveKitTransport] = []
     for processor in processors(worker):
-        if isinstance(processor, (LiveKitInputTransport, LiveKitOutputTransport)):
+        if isinstance(processor, LIVEKIT_ENDS):
             transport = processor._transport
             if isinstance(transport, LiveKitTransport) and transport not in found:
                 found.append(transport)
@@ -78,6 +82,50 @@ def point_at_room(transport: LiveKitTransport, *, url: str, token: str, room: st
     client._url = url
     client._token = token
     client._room_name = room
+
+
+def hold_start(worker: PipelineWorker, release: asyncio.Event) -> None:
+    """Let a worker that is about to be set up connect its services, but neither join a room nor start, until then.
+
+    Pipecat sets all processors up side by side, in which services connect and a LiveKit transport joins its room, and
+    a processor keeps the StartFrame until its own set-up is done. So the source of the pipeline is held after its
+    set-up, and each end of a LiveKit transport before it. Pipecat's time limit on the set-up is taken off: the host
+    has one of its own.
+    """
+    worker._setup_timeout_secs = None  # type: ignore[assignment]  # asyncio.wait_for() takes it for no limit
+    source = worker.pipeline.processors[0]
+    set_up_source = source.setup
+
+    async def held_source(setup: FrameProcessorSetup) -> None:
+        await set_up_source(setup)
+        await release.wait()
+
+    source.setup = held_source  # type: ignore[method-assign]
+    for processor in processors(worker):
+        if isinstance(processor, LIVEKIT_ENDS):
+            _hold_setup(processor, release)
+
+
+def _hold_setup(processor: FrameProcessor, release: asyncio.Event) -> None:
+    set_up = processor.setup
+
+    async def held(setup: FrameProcessorSetup) -> None:
+        await release.wait()
+        await set_up(setup)
+
+    processor.setup = held  # type: ignore[method-assign]
+
+
+def set_up_before_start(worker: PipelineWorker) -> list[FrameProcessor]:
+    """The processors of a worker whose set-up is over while `hold_start` holds it: what is no pipeline and not held."""
+    source = worker.pipeline.processors[0]
+    return [one for one in processors(worker) if not isinstance(one, (BasePipeline, *LIVEKIT_ENDS)) and one != source]
+
+
+def socket(processor: FrameProcessor) -> ClientConnection | None:
+    """The connection to a provider, of a service that has one of Pipecat's own WebSocket kind."""
+    connection = processor._websocket if isinstance(processor, WebsocketService) else None
+    return connection if isinstance(connection, ClientConnection) else None
 
 
 def room(transport: LiveKitTransport) -> rtc.Room | None:

@@ -256,7 +256,7 @@ class Session:
             if transports
             else "the pipeline to start (a provider that does not answer?)"
             if pipelines
-            else "nothing"
+            else "the bot to build its pipeline"
         )
 
     def _still_empty(self) -> None:

@@ -8,6 +8,7 @@ what it likes.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from enum import StrEnum
 from pathlib import Path
 from typing import Literal
 
@@ -19,6 +20,17 @@ TERMINATION_LOG = Path("/dev/termination-log")
 
 class SettingsError(Exception):
     """The environment does not make sense; the message names the variables and what they may be."""
+
+
+class Warmth(StrEnum):
+    """How far the agent goes before it waits for a session."""
+
+    IMPORTED = "Imported"
+    """The bot's module is imported and what models it uses have run once; `bot()` is called at the bind."""
+    BUILT = "Built"
+    """The pipeline is built, and no connection is open."""
+    STARTED = "Started"
+    """The pipeline's services are connected to their providers; at the bind the room is joined."""
 
 
 class Settings(BaseModel):
@@ -41,6 +53,9 @@ class Settings(BaseModel):
     assignment_public_key: str = Field(alias="VOICEPOOL_ASSIGNMENT_PUBLIC_KEY", min_length=1)
     """Ed25519 public key in PEM, of the only one who may assign."""
 
+    warmth: Warmth = Field(Warmth.BUILT, alias="VOICEPOOL_WARMTH")
+    """How far it goes before it waits."""
+
     max_duration_seconds: float = Field(7200, alias="VOICEPOOL_SESSION_MAX_DURATION_SECONDS", gt=0)
     """From the bind on. Then the session ends, whoever is talking."""
 
@@ -52,7 +67,7 @@ class Settings(BaseModel):
 
     connect_timeout_seconds: float = Field(20, alias="VOICEPOOL_SESSION_CONNECT_TIMEOUT_SECONDS", gt=0)
     """From the bind on, until the agent has joined. Pipecat itself tries three times, which takes about 9 s with
-    nobody there."""
+    nobody there. With the warmth `Started` also how long providers may take to accept a connection, before the bind."""
 
     caller_left_grace_seconds: float = Field(3, alias="VOICEPOOL_SESSION_CALLER_LEFT_GRACE_SECONDS", ge=0)
     """How long an empty room may wait for the caller to come back, unless the bot ends by itself before."""

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 async def setup_worker_runner(runner: WorkerRunner) -> None:
-    """Wait here until the pod is bound."""
+    """Wait here until the pod is bound, unless its warmth is another one than `Built`."""
     await parking.hooks().park(runner)
 
 

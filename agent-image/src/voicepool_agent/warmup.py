@@ -1,5 +1,7 @@
 """Uses once, before any caller, what is slow the first time: each model, and LiveKit's native library.
 
+What a bot has built is used itself; of a bot that is only imported it is known which kinds of models it imports.
+
 Invariants: a model that fails here fails the build (it would fail the caller); warming opens no connection. The
 models' inferences are short (under 0.1 s each) and run in a thread, beside the native library's start.
 """
@@ -7,6 +9,8 @@ models' inferences are short (under 0.1 s each) and run in a thread, beside the 
 from __future__ import annotations
 
 import asyncio
+import importlib
+import sys
 from collections.abc import Sequence
 
 from livekit import rtc
@@ -18,6 +22,12 @@ from voicepool_agent import pipecat_private
 
 VAD_RATE = 16_000
 
+SILERO = "pipecat.audio.vad.silero"
+USER_TURNS = "pipecat.turns.user_turn_strategies"
+"""Whoever imports this has Smart Turn, unless it is told to take something else."""
+OPENAI = "openai"
+OPENAI_CHAT = "openai.resources.chat.completions"
+
 
 async def warm_up(workers: Sequence[PipelineWorker]) -> list[str]:
     """Warm what the workers' pipelines hold; returns what was warmed, in words."""
@@ -28,6 +38,24 @@ async def warm_up(workers: Sequence[PipelineWorker]) -> list[str]:
     models = asyncio.to_thread(_infer, vads, turns)
     _, names = await asyncio.gather(_start_native_library(), models)
     return ["LiveKit", *names]
+
+
+async def warm_up_imported() -> list[str]:
+    """Warm what a bot needs that is imported and not built; returns what was warmed, in words.
+
+    A model is loaded and used, and let go: the bot makes its own, from files that are in the memory of the machine
+    and with libraries that have started their threads.
+    """
+    if OPENAI in sys.modules:
+        importlib.import_module(OPENAI_CHAT)
+    models = asyncio.to_thread(_load_and_infer, silero=SILERO in sys.modules, smart_turn=USER_TURNS in sys.modules)
+    _, names = await asyncio.gather(_start_native_library(), models)
+    return ["LiveKit", *names]
+
+
+def _load_and_infer(*, silero: bool, smart_turn: bool) -> list[str]:
+    vads: list[VADAnalyzer] = [importlib.import_module(SILERO).SileroVADAnalyzer()] if silero else []
+    return _infer(vads, [LocalSmartTurnAnalyzerV3()] if smart_turn else [])
 
 
 async def _start_native_library() -> None:

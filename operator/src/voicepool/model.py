@@ -100,6 +100,14 @@ class UpdateStrategySpec(_SpecModel):
     """The steps of RollingUpdate."""
 
 
+class Warmth(StrEnum):
+    """How far an agent goes before it waits for a caller."""
+
+    IMPORTED = "Imported"
+    BUILT = "Built"
+    STARTED = "Started"
+
+
 class Placement(StrEnum):
     """Which nodes calls are given to, and which lose their unbound pods first."""
 
@@ -166,6 +174,8 @@ class VoiceAgentPoolSpec(_SpecModel):
     """Ceiling for the number of unbound and bound pods of the pool together."""
     template: Mapping[str, Any]
     """A pod template. Its container named agent runs the agent image."""
+    warmth: Warmth = Warmth.BUILT
+    """How far an agent goes before it waits. Imported: bot() is called at the bind. Built: the pipeline is built. Started: its providers are connected."""
     session: SessionSpec = SessionSpec()
     """Rules of every session of the pool."""
     startup: StartupSpec = StartupSpec()

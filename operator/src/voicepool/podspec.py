@@ -186,6 +186,7 @@ def _environment(pool: PoolFact, spec: Json, settings: PodSettings) -> list[Json
         from_field("VOICEPOOL_POD_NAMESPACE", "metadata.namespace"),
         {"name": "VOICEPOOL_POOL", "value": pool.name},
         {"name": "VOICEPOOL_ASSIGNMENT_PUBLIC_KEY", "value": settings.assignment_public_key},
+        {"name": "VOICEPOOL_WARMTH", "value": pool.spec.warmth.value},
         {"name": "VOICEPOOL_SESSION_MAX_DURATION_SECONDS", "value": str(session.max_duration_seconds)},
         {"name": "VOICEPOOL_SESSION_JOIN_TIMEOUT_SECONDS", "value": str(session.join_timeout_seconds)},
         {"name": "VOICEPOOL_SESSION_IDLE_TIMEOUT_SECONDS", "value": str(session.idle_timeout_seconds)},

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import json
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
-from aiohttp import WSMsgType, web
+from aiohttp import WSCloseCode, WSMsgType, web
 
 SAMPLES_PER_SECOND_OF_ASSEMBLYAI = 16_000
 SECONDS_PER_CHARACTER = 0.05
@@ -48,6 +49,8 @@ class Providers:
     """The messages of each request to Groq."""
     spoken: list[str] = field(default_factory=list)
     """The texts that Inworld was given."""
+    open: dict[str, list[web.WebSocketResponse]] = field(default_factory=lambda: {"assemblyai": [], "inworld": []})
+    """WebSocket connections at this moment, by provider."""
 
     _runner: web.AppRunner | None = None
     _address: str = ""
@@ -70,6 +73,11 @@ class Providers:
     ) -> None:
         if self._runner is not None:
             await self._runner.cleanup()
+
+    async def hang_up(self, provider: str) -> None:
+        """Close the connections to one of them, as a provider does that wants no idle ones."""
+        for socket in self.open[provider]:
+            await socket.close(code=WSCloseCode.TRY_AGAIN_LATER, message=b"idle for too long")
 
     @property
     def environment(self) -> dict[str, str]:
@@ -99,9 +107,22 @@ class Providers:
 
         return checked
 
-    async def _assemblyai(self, request: web.Request) -> web.StreamResponse:
+    @contextlib.asynccontextmanager
+    async def _socket(self, provider: str, request: web.Request) -> AsyncIterator[web.WebSocketResponse]:
         socket = web.WebSocketResponse()
         await socket.prepare(request)
+        self.open[provider].append(socket)
+        try:
+            yield socket
+        finally:
+            self.open[provider].remove(socket)
+
+    async def _assemblyai(self, request: web.Request) -> web.StreamResponse:
+        async with self._socket("assemblyai", request) as socket:
+            await self._recognise(socket)
+        return socket
+
+    async def _recognise(self, socket: web.WebSocketResponse) -> None:
         await socket.send_json({"type": "Begin", "id": "double", "expires_at": int(time.time()) + 3600})
         turn = 0
         received = 0
@@ -119,7 +140,6 @@ class Providers:
                     await socket.send_json(
                         {"type": "Termination", "audio_duration_seconds": seconds, "session_duration_seconds": seconds}
                     )
-        return socket
 
     def _turn(self, order: int) -> dict[str, Any]:
         words = [
@@ -155,8 +175,11 @@ class Providers:
         return response
 
     async def _inworld(self, request: web.Request) -> web.StreamResponse:
-        socket = web.WebSocketResponse()
-        await socket.prepare(request)
+        async with self._socket("inworld", request) as socket:
+            await self._synthesise(socket)
+        return socket
+
+    async def _synthesise(self, socket: web.WebSocketResponse) -> None:
         rates: dict[str, int] = {}
         async for message in socket:
             if message.type is not WSMsgType.TEXT:
@@ -170,7 +193,6 @@ class Providers:
                 await self._speak(socket, context, order["send_text"]["text"], rates.get(context))
             elif "close_context" in order:
                 await socket.send_json({"result": {"contextId": context, "contextClosed": {}}})
-        return socket
 
     async def _speak(self, socket: web.WebSocketResponse, context: str, text: str, rate: int | None) -> None:
         if not text.strip() or rate is None:

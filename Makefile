@@ -18,7 +18,7 @@ unit: .venv/ready ## the tests that need no cluster
 sim: .venv/ready ## play SEEDS simulated stories (200 unless told)
 	@.venv/bin/python -m tests.sim --seeds $(or $(SEEDS),200)
 
-bench: .venv/ready ## measure; NAMES are of bind replace fill operator-size (all unless told)
+bench: .venv/ready ## measure; NAMES are of agent bind replace fill operator-size (all unless told)
 	@.venv/bin/python -m tests.bench $(NAMES)
 
 test: .venv/ready ## everything that CI runs

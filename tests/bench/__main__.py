@@ -1,4 +1,4 @@
-"""``python -m tests.bench [NAME...]``: run benchmarks on a control plane of their own and print their tables."""
+"""``python -m tests.bench [NAME...]``: run benchmarks and print their tables, most of them on a control plane of their own."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import platform
 import signal
 import sys
 import tempfile
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
 import uvloop
 
-from tests.bench import bind, fill, operator_size, replace
+from tests.bench import agent, bind, fill, operator_size, replace
 from tests.bench.report import Row, document, table
 from tests.bench.world import World, load_average, world
 from tests.cluster.progress import Progress, words
@@ -28,32 +28,33 @@ BENCHMARKS: dict[str, Callable[[World], Awaitable[list[Row]]]] = {
     module.NAME: module.measure
     for module in (bind, replace, fill, operator_size)
 }
+WITHOUT_CLUSTER: dict[str, Callable[[Path, Progress], Coroutine[Any, Any, list[Row]]]] = {agent.NAME: agent.measure}
+"""Measured first, while nothing else of ours runs."""
+NAMES = (*WITHOUT_CLUSTER, *BENCHMARKS)
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run; returns 1 when a goal is missed."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHMARKS)} (default: all)")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)} (default: all)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there too")
     options = parser.parse_args(arguments)
-    unknown = set(options.names) - set(BENCHMARKS)
+    unknown = set(options.names) - set(NAMES)
     if unknown:
-        parser.error(f"there is no benchmark {', '.join(sorted(unknown))}; there are {', '.join(BENCHMARKS)}")
-    chosen = [name for name in BENCHMARKS if name in (options.names or BENCHMARKS)]
+        parser.error(f"there is no benchmark {', '.join(sorted(unknown))}; there are {', '.join(NAMES)}")
+    chosen = [name for name in NAMES if name in (options.names or NAMES)]
     # Whoever ends us politely leaves no cluster behind.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     # As in the product's processes, for the floor and for what is measured here alike.
     calm_garbage_collector()
     progress = Progress()
     machine = _machine()
-    remove_abandoned(PREFIX)
-    cluster = open_cluster(f"{PREFIX}{os.getpid()}", "native", control_plane_only=True, progress=progress)
-    cluster.up()
-    try:
-        with tempfile.TemporaryDirectory(prefix="voicepool-bench-") as folder:
-            rows = uvloop.run(_run(cluster, Path(folder), progress, chosen))
-    finally:
-        cluster.down()
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory(prefix="voicepool-bench-") as folder:
+        for name in [name for name in chosen if name in WITHOUT_CLUSTER]:
+            rows += _shown(name, uvloop.run(WITHOUT_CLUSTER[name](Path(folder), progress)))
+    if on_cluster := [name for name in chosen if name in BENCHMARKS]:
+        rows += _on_a_cluster(on_cluster, progress)
     _print(
         f"\n{machine['processors']} processors, Python {machine['python']}, {words(progress.elapsed_seconds)} in all"
     )
@@ -62,13 +63,27 @@ def main(arguments: Sequence[str]) -> int:
     return int(any(row.met is False for row in rows))
 
 
+def _on_a_cluster(names: Sequence[str], progress: Progress) -> list[Row]:
+    remove_abandoned(PREFIX)
+    cluster = open_cluster(f"{PREFIX}{os.getpid()}", "native", control_plane_only=True, progress=progress)
+    cluster.up()
+    try:
+        with tempfile.TemporaryDirectory(prefix="voicepool-bench-") as folder:
+            return uvloop.run(_run(cluster, Path(folder), progress, names))
+    finally:
+        cluster.down()
+
+
 async def _run(cluster: Cluster, folder: Path, progress: Progress, names: Sequence[str]) -> list[Row]:
     rows: list[Row] = []
     async with world(cluster, folder, progress) as made:
         for name in names:
-            found = await BENCHMARKS[name](made)
-            _print(f"\n{name}\n\n{table(found)}")
-            rows += found
+            rows += _shown(name, await BENCHMARKS[name](made))
+    return rows
+
+
+def _shown(name: str, rows: list[Row]) -> list[Row]:
+    _print(f"\n{name}\n\n{table(rows)}")
     return rows
 
 

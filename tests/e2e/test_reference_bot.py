@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+import pytest
 from tests.e2e.agent_process import BOTS, run_agent
 from tests.e2e.caller import Caller
 from tests.e2e.livekit_server import LiveKit
-from tests.e2e.providers import Providers
+from tests.e2e.providers import SECONDS_PER_CHARACTER, Providers
 
 REFERENCE_BOT = BOTS / "reference" / "bot.py"
 CANARY_HEARD = "my secret word is kookaburra"
@@ -43,6 +44,11 @@ async def test_a_caller_speaks_with_the_reference_bot(livekit: LiveKit, speech: 
             await caller.say(*question)
             reply = await caller.hear()
             assert reply.seconds > 0.5
+            for processor in ("AssemblyAISTTService", "GroqLLMService", "InworldTTSService"):
+                name = f'voicepool_agent_provider_latency_seconds_count{{processor="{processor}"}}'
+                assert await agent.metric(name) >= 1
+            assert await agent.metric("voicepool_agent_user_bot_latency_seconds_count") >= 1
+            assert await agent.metric('voicepool_agent_llm_prompt_tokens_total{processor="GroqLLMService"}') >= 10
 
         assert await agent.exit_code() == 0
         summary = agent.summary
@@ -52,6 +58,11 @@ async def test_a_caller_speaks_with_the_reference_bot(livekit: LiveKit, speech: 
         assert summary["turns"] >= 1
         assert 0 < summary["joinedSeconds"] < summary["durationSeconds"]
         assert 0 < summary["firstAudioSeconds"] < summary["durationSeconds"]
+        requests, said = len(providers.prompts), "".join(providers.spoken)
+        assert summary["usage"]["llmPromptTokens"] == 10 * requests
+        assert summary["usage"]["llmCompletionTokens"] == 8 * requests
+        assert summary["usage"]["ttsCharacters"] == pytest.approx(len(said), abs=2 * len(providers.spoken))
+        assert 1 < summary["usage"]["sttAudioSeconds"] <= providers.heard_seconds + 0.1
         assert providers.spoken[0].strip() == "Hello Ada, how can I help you?"
         assert providers.heard_seconds > 1
         assert providers.prompts[0][-1] == {"role": "user", "content": CANARY_HEARD}
@@ -59,6 +70,22 @@ async def test_a_caller_speaks_with_the_reference_bot(livekit: LiveKit, speech: 
         written = agent.log + agent.termination_message
         for secret in ("kookaburra", "kingfisher", "Ada", providers.key, token):
             assert secret not in written
+
+
+async def test_a_caller_who_cuts_the_agent_short_is_counted(livekit: LiveKit, speech: Speech, tmp_path: Path) -> None:
+    question = await speech("Excuse me, I have a question about your opening hours")
+    async with Providers() as providers, run_agent(REFERENCE_BOT, tmp_path, providers.environment) as agent:
+        await agent.wait_until_ready()
+        token, name = livekit.token("agent", "room", agent=True), "Ada " * 30
+        await agent.bind(session="s-1", room="room", url=livekit.url, token=token, body={"name": name})
+        async with Caller(livekit.url, livekit.token("caller", "room")) as caller:
+            await caller.wait_until_listened_to()
+            await caller.first_audio()
+            await caller.say(*question)
+            greeting = await caller.hear()
+            assert greeting.seconds < SECONDS_PER_CHARACTER * len(name)
+        assert await agent.exit_code() == 0
+        assert agent.summary["interruptions"] == 1
 
 
 async def test_the_caller_can_be_in_the_room_before_the_agent(livekit: LiveKit, tmp_path: Path) -> None:

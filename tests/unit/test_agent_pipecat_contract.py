@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
+from collections.abc import AsyncIterator
 from importlib.metadata import version
 
 import pytest
 from pipecat.audio.turn.smart_turn.local_smart_turn_v3 import LocalSmartTurnAnalyzerV3
 from pipecat.audio.vad.silero import SileroVADAnalyzer
-from pipecat.frames.frames import Frame, StartFrame
+from pipecat.frames.frames import Frame, StartFrame, TextFrame
 from pipecat.pipeline.parallel_pipeline import ParallelPipeline
 from pipecat.pipeline.pipeline import Pipeline
 from pipecat.pipeline.service_switcher import ServiceSwitcher, ServiceSwitcherStrategyFailover
-from pipecat.pipeline.worker import PipelineWorker
+from pipecat.pipeline.worker import PipelineParams, PipelineWorker
 from pipecat.processors.aggregators.llm_context import LLMContext
 from pipecat.processors.aggregators.llm_response_universal import LLMContextAggregatorPair, LLMUserAggregatorParams
 from pipecat.processors.audio.vad_processor import VADProcessor
 from pipecat.processors.frame_processor import FrameDirection, FrameProcessor, FrameProcessorSetup
+from pipecat.processors.frameworks.rtvi import RTVIObserver
 from pipecat.runner.types import LiveKitRunnerArguments
 from pipecat.services import websocket_service
 from pipecat.services.assemblyai.stt import AssemblyAISTTService
@@ -172,3 +175,85 @@ def test_runner_arguments_can_be_filled_after_the_bot_has_seen_them() -> None:
     body = arguments.body
     arguments.session_id, arguments.room_name = "s-1", "r-1"
     assert arguments.body is body
+
+
+class Remembers(FrameProcessor):
+    """Knows how it was set up, and holds up what it is told to."""
+
+    def __init__(self, holds: type[Frame] | None = None) -> None:
+        super().__init__()
+        self._holds = holds
+        self.arrived = asyncio.Event()
+
+    async def process_frame(self, frame: Frame, direction: FrameDirection) -> None:
+        await super().process_frame(frame, direction)
+        if self._holds is not None and isinstance(frame, self._holds):
+            self.arrived.set()
+            await asyncio.Event().wait()
+        await self.push_frame(frame, direction)
+
+
+@contextlib.asynccontextmanager
+async def running(ours: PipelineWorker) -> AsyncIterator[None]:
+    """A worker at work, by itself."""
+    runner = WorkerRunner(handle_sigint=False)
+    await runner.add_workers(ours)
+    task = asyncio.create_task(runner.run())
+    try:
+        yield
+    finally:
+        await runner.cancel()
+        await task
+
+
+async def first(*events: asyncio.Event) -> None:
+    async with asyncio.timeout(10):
+        for event in events:
+            await event.wait()
+
+
+@pytest.mark.parametrize("asked", [True, False])
+async def test_services_measure_although_the_bot_has_not_asked_and_its_clients_are_told_as_little_as_before(
+    asked: bool,
+) -> None:
+    processor, started = Remembers(), asyncio.Event()
+    ours = PipelineWorker(Pipeline([processor]), params=PipelineParams(enable_metrics=asked), cancel_timeout_secs=1)
+    (rtvi,) = (one for one in ours._observer._observers if isinstance(one, RTVIObserver))
+    ours.add_event_handler("on_pipeline_started", lambda *_: started.set())
+    pipecat_private.measure(ours)
+    async with running(ours):
+        await first(started)
+        assert processor.metrics_enabled
+        assert processor.usage_metrics_enabled
+    assert rtvi._params.metrics_enabled is asked
+    assert ours.capabilities.metrics is asked
+
+
+async def test_heartbeats_are_seen_until_a_processor_holds_them_up_and_it_is_known_which() -> None:
+    sender, holder = Remembers(), Remembers(holds=TextFrame)
+    ours = PipelineWorker(
+        Pipeline([sender, holder]),
+        params=PipelineParams(enable_heartbeats=True, heartbeats_period_secs=0.01),
+        cancel_timeout_secs=1,
+    )
+    beats: asyncio.Queue[None] = asyncio.Queue()
+    pipecat_private.watch_heartbeats(ours, lambda: beats.put_nowait(None))
+    async with running(ours):
+        async with asyncio.timeout(10):
+            await beats.get()
+            await ours.queue_frame(TextFrame("words"))
+            await holder.arrived.wait()
+            while not pipecat_private.held_up(ours):  # noqa: ASYNC110 - nobody tells when a heartbeat begins to wait
+                await asyncio.sleep(0.01)
+        assert pipecat_private.held_up(ours) == [holder]
+
+
+async def test_a_bot_that_has_not_asked_for_heartbeats_reads_no_complaint_about_them() -> None:
+    ours, theirs = (
+        worker(FrameProcessor()),
+        PipelineWorker(Pipeline([FrameProcessor()]), params=PipelineParams(enable_heartbeats=True)),
+    )
+    for one in (ours, theirs):
+        pipecat_private.watch_heartbeats(one, lambda: None)
+        assert one.params.enable_heartbeats
+    assert ours.params.heartbeats_monitor_secs > 86400 > theirs.params.heartbeats_monitor_secs

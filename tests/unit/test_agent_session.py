@@ -8,7 +8,24 @@ from typing import Any, cast
 import pytest
 from livekit import rtc
 from livekit.rtc.event_emitter import EventEmitter
-from pipecat.frames.frames import BotStartedSpeakingFrame, ErrorFrame, UserStoppedSpeakingFrame
+from pipecat.frames.frames import (
+    BotSpeakingFrame,
+    BotStartedSpeakingFrame,
+    BotStoppedSpeakingFrame,
+    ErrorFrame,
+    HeartbeatFrame,
+    InterruptionFrame,
+    MetricsFrame,
+    UserStoppedSpeakingFrame,
+)
+from pipecat.metrics.metrics import (
+    LLMTokenUsage,
+    LLMUsageMetricsData,
+    STTUsage,
+    STTUsageMetricsData,
+    TTFBMetricsData,
+    TTSUsageMetricsData,
+)
 from pipecat.pipeline.pipeline import Pipeline
 from pipecat.pipeline.worker import PipelineWorker
 from pipecat.processors.frame_processor import FrameDirection, FrameProcessor
@@ -19,7 +36,7 @@ from voicepool_agent.host import State
 from voicepool_agent.metrics import Metrics
 from voicepool_agent.session import Session
 from voicepool_agent.settings import read_settings
-from voicepool_agent.summary import Reason
+from voicepool_agent.summary import Reason, Usage
 
 SETTINGS = read_settings(
     {
@@ -298,6 +315,103 @@ async def test_a_disconnect_in_the_call_ends_the_session_with_its_cause(
         await call.caller_comes()
     call.room.emit("disconnected", rtc.DisconnectReason.Value(why))
     assert call.session.reason is reason
+
+
+# A pipeline that no longer moves
+
+
+async def heartbeat(call: Call) -> None:
+    await call.worker._heartbeat_queue.put(HeartbeatFrame(timestamp=0))
+
+
+async def test_a_pipeline_that_no_longer_moves_ends_the_session_with_the_processor_that_holds_it_up(
+    call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await call.join()
+    await call.caller_comes()
+    await heartbeat(call)
+    monkeypatch.setattr(call.aside, "has_queued_frame", lambda kind: kind is HeartbeatFrame)
+    call.time.pass_to(59)
+    assert call.session.reason is None
+    call.time.pass_to(60)
+    summary = call.session.close(None)
+    assert summary.reason is Reason.STUCK
+    assert summary.errors == ("nothing has come through the pipeline for 60 s: FrameProcessor held it up",)
+
+
+@pytest.mark.parametrize("sign", ["heartbeat", "voice"])
+async def test_a_pipeline_with_signs_of_life_is_not_stuck(call: Call, sign: str) -> None:
+    await call.join()
+    await call.caller_comes()
+    await heartbeat(call)
+    call.time.pass_to(50)
+    if sign == "heartbeat":
+        await heartbeat(call)
+    else:
+        call.session.heard(BotSpeakingFrame(), FrameDirection.DOWNSTREAM)
+    call.time.pass_to(109)
+    assert call.session.reason is None
+    call.time.pass_to(110)
+    assert call.session.reason is Reason.STUCK
+
+
+async def test_a_pipeline_through_which_no_heartbeat_has_ever_come_is_not_judged(call: Call) -> None:
+    await call.join()
+    await call.caller_comes()
+    call.session.heard(BotSpeakingFrame(), FrameDirection.DOWNSTREAM)
+    for seconds in range(0, 590, 10):
+        call.time.pass_to(seconds)
+    assert call.session.reason is None
+
+
+# What it used
+
+
+def sample(call: Call, name: str) -> str:
+    return next(line.split()[-1] for line in call.metrics.render().decode().splitlines() if line.startswith(name + " "))
+
+
+async def test_what_services_measure_is_added_up_for_the_summary_and_for_prometheus(call: Call) -> None:
+    tokens = LLMTokenUsage(prompt_tokens=10, completion_tokens=4, total_tokens=14)
+    for _ in range(2):
+        frame = MetricsFrame(
+            data=[
+                TTFBMetricsData(processor="GroqLLMService#0", value=0.0),
+                TTFBMetricsData(processor="GroqLLMService#0", value=0.004),
+                LLMUsageMetricsData(processor="GroqLLMService#0", value=tokens),
+                TTSUsageMetricsData(processor="InworldTTSService#1", value=30),
+                STTUsageMetricsData(processor="AssemblyAISTTService#0", value=STTUsage(audio_seconds=1.25)),
+            ]
+        )
+        call.session.heard(frame, FrameDirection.DOWNSTREAM)
+    assert call.session.close("over").usage == Usage(20, 8, 60, 2.5)
+    latency = "voicepool_agent_provider_latency_seconds"
+    assert sample(call, latency + '_count{processor="GroqLLMService"}') == "2.0"
+    assert sample(call, latency + '_bucket{le="0.0025",processor="GroqLLMService"}') == "0.0"
+    assert sample(call, latency + '_bucket{le="0.005",processor="GroqLLMService"}') == "2.0"
+    assert sample(call, 'voicepool_agent_llm_prompt_tokens_total{processor="GroqLLMService"}') == "20.0"
+    assert sample(call, 'voicepool_agent_llm_completion_tokens_total{processor="GroqLLMService"}') == "8.0"
+    assert sample(call, 'voicepool_agent_tts_characters_total{processor="InworldTTSService"}') == "60.0"
+    assert sample(call, 'voicepool_agent_stt_audio_seconds_total{processor="AssemblyAISTTService"}') == "2.5"
+
+
+async def test_what_no_service_has_measured_is_unknown(call: Call) -> None:
+    assert call.session.close("over").usage == Usage(None, None, None, None)
+
+
+async def test_only_a_caller_who_cuts_the_agent_short_interrupts_it(call: Call) -> None:
+    hear = call.session.heard
+    hear(InterruptionFrame(), FrameDirection.DOWNSTREAM)
+    for _ in range(2):
+        hear(BotStartedSpeakingFrame(), FrameDirection.DOWNSTREAM)
+        hear(InterruptionFrame(), FrameDirection.DOWNSTREAM)
+        hear(InterruptionFrame(), FrameDirection.UPSTREAM)
+        hear(BotStoppedSpeakingFrame(), FrameDirection.DOWNSTREAM)
+    hear(BotStartedSpeakingFrame(), FrameDirection.DOWNSTREAM)
+    hear(BotStoppedSpeakingFrame(), FrameDirection.DOWNSTREAM)
+    hear(InterruptionFrame(), FrameDirection.DOWNSTREAM)
+    assert sample(call, "voicepool_agent_interruptions_total") == "2.0"
+    assert call.session.close("over").interruptions == 2
 
 
 async def test_the_first_cause_counts(call: Call) -> None:

@@ -8,11 +8,11 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from voicepool_agent.summary import MAX_BYTES, Reason, Summary, write_termination_message
+from voicepool_agent.summary import MAX_BYTES, Reason, Summary, Usage, write_termination_message
 
 
 def summary(errors: tuple[str, ...] = ()) -> Summary:
-    return Summary("s-1", Reason.CALLER_LEFT, 61.23456, 3, 0.2, None, errors)
+    return Summary("s-1", Reason.CALLER_LEFT, 61.23456, 3, 0.2, None, errors, 1, Usage(20, 8, 60))
 
 
 def test_a_summary_is_json_with_the_agreed_names() -> None:
@@ -23,6 +23,8 @@ def test_a_summary_is_json_with_the_agreed_names() -> None:
         "turns": 3,
         "joinedSeconds": 0.2,
         "firstAudioSeconds": None,
+        "interruptions": 1,
+        "usage": {"llmPromptTokens": 20, "llmCompletionTokens": 8, "ttsCharacters": 60, "sttAudioSeconds": None},
         "errors": ["one"],
     }
 

@@ -11,6 +11,9 @@ from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Enum, Gauge, Histogram, generate_latest
 
+PROVIDER_BUCKETS: Final = (
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0
+)  # fmt: skip
 LATENCY_BUCKETS: Final = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0)
 
 
@@ -48,6 +51,31 @@ class Metrics:
             "Time from the end of the caller's speech to the beginning of the agent's",
             buckets=LATENCY_BUCKETS,
             registry=registry,
+        )
+        self.provider_latency_seconds: Final = Histogram(
+            "voicepool_agent_provider_latency_seconds",
+            "Time from a request to the first byte of its answer",
+            ["processor"],
+            buckets=PROVIDER_BUCKETS,
+            registry=registry,
+        )
+        self.interruptions: Final = Counter(
+            "voicepool_agent_interruptions", "Times that the caller cut the agent short", registry=registry
+        )
+        self.prompt_tokens: Final = Counter(
+            "voicepool_agent_llm_prompt_tokens", "Tokens that a language model read", ["processor"], registry=registry
+        )
+        self.completion_tokens: Final = Counter(
+            "voicepool_agent_llm_completion_tokens",
+            "Tokens that a language model wrote",
+            ["processor"],
+            registry=registry,
+        )
+        self.spoken_characters: Final = Counter(
+            "voicepool_agent_tts_characters", "Characters given to speech synthesis", ["processor"], registry=registry
+        )
+        self.heard_seconds: Final = Counter(
+            "voicepool_agent_stt_audio_seconds", "Audio given to speech recognition", ["processor"], registry=registry
         )
         self.errors: Final = Counter(
             "voicepool_agent_errors", "Errors of the pipeline", ["processor", "category"], registry=registry

@@ -2,7 +2,8 @@
 
 Parking has to reach what Pipecat keeps to itself: the workers that a runner holds, the LiveKit client inside a
 transport (its address, token and room are read when it connects, not when it is made), the models inside the turn
-detection, the time limit of a pipeline's set-up, and the sockets of connected services.
+detection, the time limit of a pipeline's set-up, and the sockets of connected services. Watching a call needs two
+more: where heartbeats arrive, and what a caller's client is told of metrics.
 `tests/unit/test_agent_pipecat_contract.py` holds each name down, so that an upgrade fails there and nowhere else.
 Nothing outside this module may touch an underscored name of Pipecat.
 """
@@ -10,7 +11,7 @@ Nothing outside this module may touch an underscored name of Pipecat.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -18,10 +19,12 @@ import onnxruntime  # type: ignore[import-untyped]
 from livekit import rtc
 from pipecat.audio.turn.smart_turn.local_smart_turn_v3 import LocalSmartTurnAnalyzerV3
 from pipecat.audio.vad.vad_analyzer import VADAnalyzer
+from pipecat.frames.frames import HeartbeatFrame
 from pipecat.pipeline.base_pipeline import BasePipeline
 from pipecat.pipeline.service_switcher import ServiceSwitcher
 from pipecat.pipeline.worker import PipelineWorker
 from pipecat.processors.frame_processor import FrameProcessor, FrameProcessorSetup
+from pipecat.processors.frameworks.rtvi import RTVIObserver
 from pipecat.services.llm_service import LLMService
 from pipecat.services.stt_service import STTService
 from pipecat.services.tts_service import TTSService
@@ -35,6 +38,7 @@ LIVEKIT_ENDS = (LiveKitInputTransport, LiveKitOutputTransport)
 
 SMART_TURN_SECONDS = 8
 SMART_TURN_RATE = 16_000
+NEVER_SECONDS = 1e6
 
 
 def pipeline_workers(runner: WorkerRunner) -> list[PipelineWorker]:
@@ -63,6 +67,54 @@ def unusable(worker: PipelineWorker) -> list[FrameProcessor]:
 def talks(processor: FrameProcessor) -> bool:
     """Whether without it a caller hears nothing, or is not heard: the other ones a call can do without."""
     return isinstance(processor, (STTService, LLMService, TTSService, ServiceSwitcher, *LIVEKIT_ENDS))
+
+
+def measure(worker: PipelineWorker) -> None:
+    """Let the services of a pipeline that is not set up yet measure latency and usage.
+
+    Where the bot has not asked for that itself, its callers' clients are told as little of it as before: neither the
+    figures, nor that there are any.
+    """
+    parameters = worker.params
+    if not parameters.enable_metrics:
+        parameters.send_initial_empty_metrics = False
+        for observer in worker._observer._observers:
+            if isinstance(observer, RTVIObserver):
+                observer._params.metrics_enabled = False
+        if worker._capabilities_override.metrics is None:
+            worker._capabilities_override = worker._capabilities_override.model_copy(update={"metrics": False})
+    parameters.enable_metrics = True
+    parameters.enable_usage_metrics = True
+
+
+def watch_heartbeats(worker: PipelineWorker, beat: Callable[[], None]) -> None:
+    """Call `beat` for each heartbeat that has come through a pipeline that is not set up yet.
+
+    Pipecat's own complaint in the log stays as the bot wants it: without `enable_heartbeats` it is put off for longer
+    than any call lasts.
+    """
+    parameters = worker.params
+    if not parameters.enable_heartbeats:
+        parameters.enable_heartbeats = True
+        parameters.heartbeats_monitor_secs = NEVER_SECONDS
+    worker._heartbeat_queue = _Beats(beat)
+
+
+class _Beats(asyncio.Queue[HeartbeatFrame]):
+    """The queue in which a pipeline's end leaves heartbeats for the worker."""
+
+    def __init__(self, beat: Callable[[], None]) -> None:
+        super().__init__()
+        self._beat = beat
+
+    async def put(self, item: HeartbeatFrame) -> None:
+        self._beat()
+        await super().put(item)
+
+
+def held_up(worker: PipelineWorker) -> list[FrameProcessor]:
+    """The processors in which heartbeats wait: each has not come back from a frame before them."""
+    return [one for one in processors(worker) if one.has_queued_frame(HeartbeatFrame)]
 
 
 def livekit_transports(worker: PipelineWorker) -> list[LiveKitTransport]:

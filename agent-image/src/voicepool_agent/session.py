@@ -13,7 +13,16 @@ from typing import Any, Protocol
 
 from livekit import rtc
 from loguru import logger
-from pipecat.frames.frames import BotStartedSpeakingFrame, ErrorFrame, Frame, UserStoppedSpeakingFrame
+from pipecat.frames.frames import (
+    BotSpeakingFrame,
+    BotStartedSpeakingFrame,
+    BotStoppedSpeakingFrame,
+    ErrorFrame,
+    Frame,
+    InterruptionFrame,
+    MetricsFrame,
+    UserStoppedSpeakingFrame,
+)
 from pipecat.observers.base_observer import BaseObserver, FramePushed
 from pipecat.observers.user_bot_latency_observer import UserBotLatencyObserver
 from pipecat.pipeline.worker import PipelineWorker
@@ -22,8 +31,10 @@ from pipecat.transports.livekit.transport import LiveKitTransport
 
 from voicepool_agent import pipecat_private
 from voicepool_agent.metrics import Metrics
+from voicepool_agent.pulse import Pulse
 from voicepool_agent.settings import Settings
 from voicepool_agent.summary import Reason, Summary
+from voicepool_agent.usage import Meter
 
 ROOM_IS_CLOSED = (
     rtc.DisconnectReason.ROOM_DELETED,
@@ -33,6 +44,7 @@ ROOM_IS_CLOSED = (
 
 MAX_ERRORS = 10
 MAX_ERROR_LENGTH = 200
+PULSE_CHECK_SECONDS = 1.0
 
 
 class Handle(Protocol):
@@ -83,6 +95,11 @@ class Session:
         self._joined_seconds: float | None = None
         self._first_audio_seconds: float | None = None
         self._errors: list[str] = []
+        self._meter = Meter(metrics)
+        self._speaking = False
+        self._interruptions = 0
+        self._pulses: dict[PipelineWorker, Pulse] = {}
+        self._pulse_timers: dict[PipelineWorker, Handle] = {}
         self._timers = [
             schedule(settings.max_duration_seconds, lambda: self.conclude(Reason.MAX_DURATION)),
             schedule(settings.join_timeout_seconds, self._join_timeout),
@@ -99,6 +116,8 @@ class Session:
         worker.add_event_handler("on_pipeline_started", self._on_started)
         worker.add_event_handler("on_pipeline_error", self._on_error)
         worker.add_event_handler("on_idle_timeout", self._on_idle)
+        pipecat_private.measure(worker)
+        self._feel(worker)
         latency = UserBotLatencyObserver()
         latency.add_event_handler("on_latency_measured", self._on_latency)
         worker.add_observer(latency)
@@ -138,7 +157,7 @@ class Session:
 
     def close(self, bot_error: str | None) -> Summary:
         """The bot has returned, or raised `bot_error`: the summary, and no more timers."""
-        for timer in self._timers:
+        for timer in (*self._timers, *self._pulse_timers.values()):
             timer.cancel()
         if bot_error is not None:
             self.fail(Reason.BOT_FAILED, bot_error)
@@ -153,17 +172,35 @@ class Session:
             joined_seconds=self._joined_seconds,
             first_audio_seconds=self._first_audio_seconds,
             errors=tuple(self._errors),
+            interruptions=self._interruptions,
+            usage=self._meter.usage,
         )
 
     def heard(self, frame: Frame, direction: FrameDirection) -> None:
         """A frame went by, seen once for each of its two directions."""
-        if isinstance(frame, BotStartedSpeakingFrame) and self._first_audio_seconds is None:
-            self._first_audio_seconds = self._clock() - self._began
-            self._metrics.first_audio_seconds.set(self._first_audio_seconds)
-            logger.bind(seconds=round(self._first_audio_seconds, 3)).info("first audio")
+        if isinstance(frame, BotSpeakingFrame):
+            for pulse in self._pulses.values():
+                pulse.speaking()
+        elif isinstance(frame, MetricsFrame):
+            self._meter.read(frame.data)
+        elif isinstance(frame, BotStartedSpeakingFrame):
+            self._speaking = True
+            self._note_first_audio()
+        elif isinstance(frame, BotStoppedSpeakingFrame):
+            self._speaking = False
+        elif isinstance(frame, InterruptionFrame) and self._speaking:
+            self._speaking = False  # the frame goes both ways; one of them counts
+            self._interruptions += 1
+            self._metrics.interruptions.inc()
         elif isinstance(frame, UserStoppedSpeakingFrame) and direction is FrameDirection.DOWNSTREAM:
             self._turns += 1
             self._metrics.turns.inc()
+
+    def _note_first_audio(self) -> None:
+        if self._first_audio_seconds is None:
+            self._first_audio_seconds = self._clock() - self._began
+            self._metrics.first_audio_seconds.set(self._first_audio_seconds)
+            logger.bind(seconds=round(self._first_audio_seconds, 3)).info("first audio")
 
     # -- what Pipecat tells ------------------------------------------------------------------------------------
 
@@ -258,6 +295,21 @@ class Session:
             if pipelines
             else "the bot to build its pipeline"
         )
+
+    def _feel(self, worker: PipelineWorker) -> None:
+        """Look every second whether a worker's pipeline still moves."""
+        pulse = self._pulses[worker] = Pulse(self._clock, self._settings.stuck_timeout_seconds)
+        pipecat_private.watch_heartbeats(worker, pulse.beat)
+
+        def look() -> None:
+            if pulse.is_stuck:
+                names = sorted({type(one).__name__ for one in pipecat_private.held_up(worker)})
+                words = f"nothing has come through the pipeline for {self._settings.stuck_timeout_seconds:g} s"
+                self.fail(Reason.STUCK, f"{words}: {', '.join(names)} held it up" if names else words)
+            elif self.reason is None:
+                self._pulse_timers[worker] = self._schedule(PULSE_CHECK_SECONDS, look)
+
+        look()
 
     def _still_empty(self) -> None:
         if not self._present:

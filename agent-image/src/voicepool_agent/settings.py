@@ -78,6 +78,15 @@ class Settings(BaseModel):
     provider_grace_seconds: float = Field(5, alias="VOICEPOOL_SESSION_PROVIDER_GRACE_SECONDS", ge=0)
     """How long a call goes on with a processor that can no longer be used, for the bot to bring it back or to say so."""
 
+    stuck_timeout_seconds: float = Field(60, alias="VOICEPOOL_SESSION_STUCK_TIMEOUT_SECONDS", gt=0)
+    """How long a call goes on in which nothing comes through the pipeline and the agent says nothing."""
+
+    blocked_timeout_seconds: float = Field(20, alias="VOICEPOOL_BLOCKED_TIMEOUT_SECONDS", gt=0)
+    """How long code of the bot may hold up the event loop of a parked or bound agent; the kubelet kills after 30 s."""
+
+    startup_blocked_timeout_seconds: float = Field(60, alias="VOICEPOOL_STARTUP_BLOCKED_TIMEOUT_SECONDS", gt=0)
+    """The same while the bot is being built, when it may load models."""
+
     termination_grace_seconds: float | None = Field(None, alias="VOICEPOOL_TERMINATION_GRACE_SECONDS", ge=0)
     """The pod's `terminationGracePeriodSeconds`: the kubelet kills so long after SIGTERM. None: not known."""
 

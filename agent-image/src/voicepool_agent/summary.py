@@ -30,11 +30,31 @@ class Reason(StrEnum):
     ROOM_CLOSED = "room-closed"
     REPLACED = "replaced"
     PROVIDER_FAILED = "provider-failed"
+    STUCK = "stuck"
 
     @property
     def allows_last_words(self) -> bool:
         """Whether the caller may still be listening, and there is time: the agent finishes what it says, and says goodbye."""
         return self in (Reason.DRAINED, Reason.MAX_DURATION, Reason.PROVIDER_FAILED)
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a session used of its providers; None where no service has measured it."""
+
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    characters: int | None = None
+    heard_seconds: float | None = None
+
+    def as_dictionary(self) -> dict[str, float | None]:
+        """With the summary's names."""
+        return {
+            "llmPromptTokens": self.prompt_tokens,
+            "llmCompletionTokens": self.completion_tokens,
+            "ttsCharacters": self.characters,
+            "sttAudioSeconds": _rounded(self.heard_seconds),
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +68,8 @@ class Summary:
     joined_seconds: float | None
     first_audio_seconds: float | None
     errors: tuple[str, ...] = ()
+    interruptions: int = 0
+    usage: Usage = Usage()
 
     def as_json(self) -> str:
         """Compact JSON of at most 4096 bytes in UTF-8."""
@@ -67,6 +89,8 @@ class Summary:
                 "turns": self.turns,
                 "joinedSeconds": _rounded(self.joined_seconds),
                 "firstAudioSeconds": _rounded(self.first_audio_seconds),
+                "interruptions": self.interruptions,
+                "usage": self.usage.as_dictionary(),
                 "errors": shown,
             },
             separators=(",", ":"),

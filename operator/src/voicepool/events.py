@@ -40,6 +40,7 @@ SUMMARY_REASONS = frozenset(
         "room-closed",
         "replaced",
         "provider-failed",
+        "stuck",
     }
 )
 """Reasons in the agent's summary of a session; anything else counts as ``other``."""

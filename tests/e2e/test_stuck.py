@@ -47,6 +47,12 @@ HANGING_BOT = HANGS + changed(
 )
 
 
+BLOCKING_BOT = "import time\n" + changed(
+    HANGING_BOT, ('await worker.queue_frame(TextFrame("words"))', "time.sleep(60)"), ("NeverComesBack(), ", "")
+)
+BLOCKING_LINE = BLOCKING_BOT.splitlines().index("        time.sleep(60)") + 1
+
+
 async def ended(agent: AgentProcess, caller: Caller, reason: str) -> None:
     """The session ends with this reason, and the caller is not left alone with it."""
     assert await reason_of(agent) == reason
@@ -72,3 +78,17 @@ async def test_a_pipeline_that_moves_is_left_alone_however_quiet_it_is(livekit: 
     ):
         await ended(agent, caller, "max-duration")
         assert agent.summary["errors"] == []
+
+
+async def test_a_bot_that_holds_up_the_event_loop_in_the_call_is_given_up_with_its_line(
+    livekit: LiveKit, tmp_path: Path
+) -> None:
+    limit = {"VOICEPOOL_BLOCKED_TIMEOUT_SECONDS": "3"}
+    async with (
+        bound_agent(livekit, tmp_path, BLOCKING_BOT, limit) as agent,
+        Caller(livekit.url, livekit.token("caller", "room")) as caller,
+    ):
+        await ended(agent, caller, "stuck")
+        (error,) = agent.summary["errors"]
+        assert f"has held up the event loop for 3 s in line {BLOCKING_LINE} of bot.py" in error
+        assert f"held up by line {BLOCKING_LINE} of bot.py" in agent.log

@@ -7,8 +7,12 @@ import contextlib
 import inspect
 from collections.abc import AsyncIterator
 from importlib.metadata import version
+from types import SimpleNamespace
 
 import pytest
+from livekit import rtc
+from livekit.rtc._ffi_client import FfiClient
+from livekit.rtc._proto import ffi_pb2 as proto_ffi
 from pipecat.audio.turn.smart_turn.local_smart_turn_v3 import LocalSmartTurnAnalyzerV3
 from pipecat.audio.vad.silero import SileroVADAnalyzer
 from pipecat.frames.frames import Frame, StartFrame, TextFrame
@@ -151,6 +155,24 @@ async def test_a_service_with_a_socket_shows_it_once_it_is_connected() -> None:
     service._websocket = ClientConnection.__new__(ClientConnection)
     assert pipecat_private.socket(service) is service._websocket
     assert pipecat_private.socket(FrameProcessor()) is None
+
+
+async def test_a_room_is_left_by_the_very_request_that_its_own_disconnect_makes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ours = transport()
+    requests: list[proto_ffi.FfiRequest] = []
+    monkeypatch.setattr(FfiClient.instance, "request", requests.append)
+    pipecat_private.leave_room(ours)
+    assert requests == [], "it was in no room"
+    ours._client._room = rtc.Room()
+    monkeypatch.setattr(ours._client._room, "isconnected", lambda: True)
+    ours._client._room._ffi_handle = SimpleNamespace(handle=7)  # type: ignore[assignment]
+    pipecat_private.leave_room(ours)
+    ours._client._room._ffi_handle = None
+    (request,) = requests
+    assert request.disconnect.room_handle == 7
+    assert {"_ffi_handle", "room_handle", "FfiClient", "request"} <= set(rtc.Room.disconnect.__code__.co_names)
 
 
 @pytest.mark.parametrize("with_processor", [True, False], ids=["in a VADProcessor", "in the user aggregator"])

@@ -42,6 +42,14 @@ async def bot(runner_args):
 """
 
 
+READS_BODY = QUIET_BOT.replace("async def bot(runner_args):", "async def bot(runner_args):\n    READ")
+READS_BODY_LINE = READS_BODY.splitlines().index("    READ") + 1
+HOLDS_UP = "import time\n" + QUIET_BOT.replace(
+    "async def bot(runner_args):", "async def bot(runner_args):\n    time.sleep(60)"
+)
+HOLDS_UP_LINE = HOLDS_UP.splitlines().index("    time.sleep(60)") + 1
+
+
 @pytest.fixture
 async def parked(tmp_path: Path) -> AsyncIterator[AgentProcess]:
     """A parked agent around the silent bot, with short limits."""
@@ -73,6 +81,33 @@ async def test_a_bot_that_cannot_be_built_is_one_clear_line(tmp_path: Path, sour
     assert words in agent.termination_message
     assert "\n" not in agent.termination_message
     assert words in agent.log.replace("\\", "")
+    assert "Traceback" not in agent.log
+
+
+@pytest.mark.parametrize("read", ["name = runner_args.body.get('name', 'you')", "name = runner_args.body['name']"])
+async def test_a_bot_that_reads_the_body_while_it_is_built_is_never_ready_and_told_what_to_do(
+    tmp_path: Path, read: str
+) -> None:
+    (tmp_path / "bot.py").write_text(READS_BODY.replace("READ", read))
+    async with run_agent("bot.py", tmp_path) as agent:
+        assert await agent.exit_code() == 1
+    assert agent.termination_message == (
+        f"the bot bot.py reads runner_args.body while it is being built (line {READS_BODY_LINE} of bot.py), when there"
+        " is no caller yet; set spec.warmth to Imported, or read it in on_client_connected"
+    )
+    assert agent.termination_message in agent.log
+    assert '"parked"' not in agent.log
+
+
+async def test_a_bot_that_holds_up_the_event_loop_while_it_is_built_is_given_up_with_its_line(tmp_path: Path) -> None:
+    (tmp_path / "bot.py").write_text(HOLDS_UP)
+    async with run_agent("bot.py", tmp_path, {"VOICEPOOL_STARTUP_BLOCKED_TIMEOUT_SECONDS": "5"}) as agent:
+        assert await agent.exit_code() == 1
+    assert agent.termination_message == (
+        f"the bot bot.py has held up the event loop for 5 s in line {HOLDS_UP_LINE} of bot.py;"
+        " await there, or put it into asyncio.to_thread()"
+    )
+    assert agent.termination_message in agent.log
     assert "Traceback" not in agent.log
 
 

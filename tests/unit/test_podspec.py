@@ -67,8 +67,9 @@ def test_the_whole_pod() -> None:
                     "readinessProbe": {"httpGet": {"path": "/readyz", "port": 8080}, "periodSeconds": 1},
                     "livenessProbe": {
                         "httpGet": {"path": "/livez", "port": 8080},
-                        "initialDelaySeconds": 30,
+                        "initialDelaySeconds": 120,
                         "periodSeconds": 10,
+                        "timeoutSeconds": 5,
                         "failureThreshold": 3,
                         "terminationGracePeriodSeconds": 10,
                     },
@@ -172,7 +173,7 @@ def test_the_hash_is_eight_digits_and_stays() -> None:
     first = template_hash(pool(), SETTINGS)
     assert len(first) == 8
     assert int(first, 16) >= 0
-    assert template_hash(pool(replicas=7, max_pods=9, startup={"deadline_seconds": 9}), SETTINGS) == first
+    assert template_hash(pool(replicas=7, max_pods=9, on_empty={"timeout_seconds": 9}), SETTINGS) == first
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,11 @@ class Bot:
         return _explain(self.name, self.folder, error)
 
 
+def bot_folder(name: str) -> Path | None:
+    """The folder of a bot that is named by its file; None for a module."""
+    return Path(name).resolve().parent if name.endswith(".py") or "/" in name else None
+
+
 def load_bot(name: str) -> Bot:
     """Import the bot. Its folder goes to the front of the import path, so that it can import its neighbours.
 
@@ -55,13 +60,11 @@ def load_bot(name: str) -> Bot:
     Raises:
         BotError: there is no such file or module, importing it fails, or it has no `async def bot(runner_args)`.
     """
-    folder: Path | None = None
-    module_name = name
-    if name.endswith(".py") or "/" in name:
-        path = Path(name).resolve()
-        if not path.is_file():
+    folder, module_name = bot_folder(name), name
+    if folder is not None:
+        if not Path(name).is_file():
             raise BotError(f"there is no bot at {name}; set BOT to the path of a .py file or to the name of a module")
-        folder, module_name = path.parent, path.stem
+        module_name = Path(name).stem
         sys.path.insert(0, str(folder))
     try:
         module = importlib.import_module(module_name)

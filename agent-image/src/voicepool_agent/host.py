@@ -8,11 +8,14 @@ that is to end does end, within bounded time; no log line decides anything.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import math
 import os
 import signal
+import sys
 import time
+import traceback
 from collections.abc import Callable
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
@@ -21,11 +24,13 @@ from loguru import logger
 
 from voicepool_agent import parking, process
 from voicepool_agent.assignments import Assignment, EndOrder
-from voicepool_agent.bots import Bot, BotError, load_bot
+from voicepool_agent.body import EarlyBody
+from voicepool_agent.bots import Bot, BotError, bot_folder, load_bot
 from voicepool_agent.logs import Logs, Redactor
 from voicepool_agent.metrics import Metrics
 from voicepool_agent.settings import Settings, Warmth
 from voicepool_agent.summary import Reason, write_termination_message
+from voicepool_agent.watchdog import Watchdog, place_of
 
 if TYPE_CHECKING:
     from pipecat.pipeline.worker import PipelineWorker
@@ -44,6 +49,12 @@ ABANDON_SECONDS = 2.0
 
 EXIT_SECONDS = CANCEL_SECONDS + ABANDON_SECONDS + 1.0
 """What has to be left of the pod's grace when the last words are over."""
+
+LEAVE_SECONDS = 0.5
+"""For LiveKit's client to tell its server that the agent leaves, when the event loop can no longer wait for it."""
+
+ENDING_SECONDS = EXIT_SECONDS + 15.0
+"""Past the time for last words: an agent that is still ending by then hangs."""
 
 
 class State(StrEnum):
@@ -105,6 +116,7 @@ class Host:
         self._connecting: asyncio.Task[None] | None = None
         self._session: Session | None = None
         self._failure: BotError | None = None
+        self._folder = bot_folder(settings.bot)
         self._failed = asyncio.Event()
         self._parked = asyncio.Event()
         self._bound = asyncio.Event()
@@ -128,6 +140,12 @@ class Host:
     def since_seconds(self) -> float:
         """For how long it has been in this state."""
         return self._clock() - self._since
+
+    @property
+    def is_live(self) -> bool:
+        """Whether it is not hanging at its end. That a pipeline is stuck is no matter of a restart: its session ends."""
+        limit = self._settings.drain_timeout_seconds + ENDING_SECONDS
+        return self._state is not State.ENDING or self.since_seconds < limit
 
     async def is_ready(self) -> bool:
         """Whether it can take a session: parked, and the bot's own `readyz()` agrees."""
@@ -243,6 +261,7 @@ class Host:
         """Live. Returns the exit code: 0 after a session or an orderly stop, 1 when the bot could not be built."""
         parking.install(self, os.environ)
         self._take_signals()
+        Watchdog(self._blocked_limit, self._note_blocked, self._leave_blocked, self._folder).start()
         self._phase("interpreter", process.age_seconds())
         bot = asyncio.create_task(self._run_bot(), name="bot")
         try:
@@ -264,7 +283,9 @@ class Host:
         self._logs.configure()  # a bot's module may have set loguru up as for its own terminal
         from pipecat.runner.types import LiveKitRunnerArguments
 
-        self._arguments = LiveKitRunnerArguments(room_name="", url="", token="", body={}, session_id=None)
+        self._arguments = LiveKitRunnerArguments(
+            room_name="", url="", token="", body=EarlyBody(self._note_early_read), session_id=None
+        )
         self._arguments.pipeline_idle_timeout_secs = self._settings.idle_timeout_seconds
         self._phase("imports")
         if self._settings.warmth is Warmth.IMPORTED:
@@ -287,6 +308,8 @@ class Host:
 
         self._phase("build")
         warmed = await warmup.warm_up(self._workers)
+        if self._failure is not None:
+            raise self._failure
         if self._settings.warmth is Warmth.STARTED:
             self._phase("warm-up")
             from voicepool_agent import pipecat_private
@@ -358,7 +381,9 @@ class Host:
         joining.cancel()
         self._enter(State.ENDING)
         if not bot.done():
-            await self._end_bot(session, bot)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._settings.drain_timeout_seconds + EXIT_SECONDS):
+                    await self._end_bot(session, bot)
         summary = session.close(self._bot_error(bot))
         self._tell(summary.as_json())
         logger.bind(reason=summary.reason.value, turns=summary.turns, errors=list(summary.errors)).info(
@@ -386,6 +411,7 @@ class Host:
             await asyncio.wait({bot}, timeout=CANCEL_SECONDS / 2)
         if not bot.done():
             logger.warning("the pipeline does not end by itself; exiting without it")
+            self._leave_rooms()
 
     async def _take_leave(self, session: Session, reason: Reason, bot: asyncio.Task[None]) -> None:
         """Let the bot say goodbye and the pipeline finish, within the time that there is."""
@@ -449,6 +475,43 @@ class Host:
         if self._session is not None:
             self._session.fail(Reason.BOT_FAILED, str(error))
 
+    def _note_early_read(self, stack: traceback.StackSummary) -> None:
+        """The bot reads the caller's body before there is one; it fails when it would park, or before."""
+        self._failure = self._failure or BotError(
+            f"the bot {self._settings.bot} reads runner_args.body while it is being built ({place_of(stack, self._folder)}),"
+            " when there is no caller yet; set spec.warmth to Imported, or read it in on_client_connected"
+        )
+
+    def _leave_rooms(self) -> None:
+        if self._transports:
+            from voicepool_agent import pipecat_private
+
+            for transport in self._transports:
+                pipecat_private.leave_room(transport)
+            time.sleep(LEAVE_SECONDS)
+
+    # -- called by the watchdog, in its thread ---------------------------------------------------------------------
+
+    def _blocked_limit(self) -> float:
+        starting = self._state is State.STARTING
+        return self._settings.startup_blocked_timeout_seconds if starting else self._settings.blocked_timeout_seconds
+
+    def _note_blocked(self, place: str) -> None:
+        logger.warning(f"the event loop is held up by {place}; await there, or put it into asyncio.to_thread()")
+
+    def _leave_blocked(self, seconds: float, place: str) -> None:
+        """Nothing that the loop would have to do can be done any more."""
+        words = (
+            f"the bot {self._settings.bot} has held up the event loop for {seconds:g} s in {place};"
+            " await there, or put it into asyncio.to_thread()"
+        )
+        summary = self._session.cut_off(Reason.STUCK, words) if self._session else None
+        self._tell(summary.as_json() if summary else words)
+        logger.error(words)
+        sys.stderr.flush()
+        self._leave_rooms()
+        os._exit(0 if summary else 1)
+
     def _point(self, assignment: Assignment) -> None:
         from voicepool_agent import pipecat_private
 
@@ -482,6 +545,8 @@ def _fill(arguments: LiveKitRunnerArguments, assignment: Assignment) -> None:
     arguments.url = assignment.url
     arguments.token = assignment.token
     body: Any = assignment.body
+    if isinstance(arguments.body, EarlyBody):
+        arguments.body.arrived()
     if isinstance(body, dict) and isinstance(arguments.body, dict):
         arguments.body.update(body)
     elif body is not None:

@@ -1,4 +1,4 @@
-"""Every name of the pinned Pipecat (1.14) that its documentation does not promise, in one place.
+"""Every name of the pinned Pipecat (1.14), and of its LiveKit client, that its documentation does not promise, in one place.
 
 Parking has to reach what Pipecat keeps to itself: the workers that a runner holds, the LiveKit client inside a
 transport (its address, token and room are read when it connects, not when it is made), the models inside the turn
@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 import onnxruntime  # type: ignore[import-untyped]
 from livekit import rtc
+from livekit.rtc._ffi_client import FfiClient
+from livekit.rtc._proto import ffi_pb2 as proto_ffi
 from pipecat.audio.turn.smart_turn.local_smart_turn_v3 import LocalSmartTurnAnalyzerV3
 from pipecat.audio.vad.vad_analyzer import VADAnalyzer
 from pipecat.frames.frames import HeartbeatFrame
@@ -183,6 +185,21 @@ def socket(processor: FrameProcessor) -> ClientConnection | None:
 def room(transport: LiveKitTransport) -> rtc.Room | None:
     """The LiveKit room of a transport, None until it is set up. Unlike Pipecat it tells why it was disconnected."""
     return transport._client._room
+
+
+def leave_room(transport: LiveKitTransport) -> None:
+    """Tell LiveKit that this agent leaves, without the event loop, from any thread; returns before it is told.
+
+    LiveKit would keep the place of an agent whose connection just breaks for some 15 s, and its caller in the room
+    with nobody.
+    """
+    client = room(transport)
+    if client is None or client._ffi_handle is None or not client.isconnected():
+        return
+    request = proto_ffi.FfiRequest()
+    request.disconnect.room_handle = client._ffi_handle.handle
+    request.disconnect.reason = rtc.DisconnectReason.CLIENT_INITIATED
+    FfiClient.instance.request(request)
 
 
 def vad_analyzers(worker: PipelineWorker) -> list[VADAnalyzer]:

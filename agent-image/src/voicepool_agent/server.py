@@ -75,8 +75,9 @@ class Server:
         return web.json_response({"ready": ready, "state": self._host.state}, status=200 if ready else 503)
 
     async def _livez(self, _request: web.Request) -> web.Response:
-        # That the event loop came round to answer is the answer.
-        return web.json_response({"live": True})
+        # That the event loop came round to answer is most of the answer.
+        live = self._host.is_live
+        return web.json_response({"live": live, "state": self._host.state}, status=200 if live else 503)
 
     async def _show_metrics(self, _request: web.Request) -> web.Response:
         return web.Response(body=self._metrics.render(), headers={"Content-Type": METRICS_CONTENT_TYPE})

@@ -164,9 +164,17 @@ class Session:
         elif not self.joined.is_set():
             self.fail(Reason.NOT_JOINED, f"the bot returned before it had joined, still waiting for {self._missing()}")
         self.conclude(Reason.CALLER_LEFT if self._caller_came and not self._present else Reason.BOT_ENDED)
+        return self._summary(self.reason or Reason.BOT_ENDED)
+
+    def cut_off(self, reason: Reason, words: str) -> Summary:
+        """The summary of a session that cannot be ended in order; may be called from another thread."""
+        self.note(words)
+        return self._summary(self.reason or reason)
+
+    def _summary(self, reason: Reason) -> Summary:
         return Summary(
             session=self.id,
-            reason=self.reason or Reason.BOT_ENDED,
+            reason=reason,
             duration_seconds=self._clock() - self._began,
             turns=self._turns,
             joined_seconds=self._joined_seconds,

@@ -145,8 +145,10 @@ def _complete_agent(container: Json, spec: Json, pool: PoolFact, settings: PodSe
         "livenessProbe",
         {
             "httpGet": {"path": "/livez", "port": AGENT_PORT},
-            "initialDelaySeconds": 30,
+            # Until then the deadline decides: a bot may load its models without answering.
+            "initialDelaySeconds": pool.spec.startup.deadline_seconds,
             "periodSeconds": 10,
+            "timeoutSeconds": 5,
             "failureThreshold": 3,
             # An agent that hangs cannot finish a call: the pod's long grace is not for it.
             "terminationGracePeriodSeconds": 10,

@@ -14,6 +14,7 @@ import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
+from enum import StrEnum
 from types import TracebackType
 from typing import Any, Self
 
@@ -24,6 +25,21 @@ SAMPLES_PER_SECOND_OF_ASSEMBLYAI = 16_000
 SECONDS_PER_CHARACTER = 0.05
 
 
+class Fault(StrEnum):
+    """What can be wrong with a provider, from the moment on that a test says so."""
+
+    REFUSES = "refuses"
+    """The key is no longer good: open connections are closed, new ones get 401."""
+    SILENT = "silent"
+    """It takes everything and answers nothing."""
+    CLOSES = "closes"
+    """The connection breaks in the middle of each answer; the next one can be made."""
+    BABBLES = "babbles"
+    """What comes in the place of answers cannot be read; `babble` is in it."""
+    ERRS = "errs"
+    """It answers with its own kind of error, and quotes `babble` in it."""
+
+
 @dataclass
 class Providers:
     """The three doubles; use as an asynchronous context manager.
@@ -32,12 +48,16 @@ class Providers:
         hears: what AssemblyAI understands of everything that is said.
         answers: what Groq says to everything.
         latency_seconds: before each accepts a connection or begins to answer.
+        faults: by provider; may be changed in the middle of a call.
+        babble: what a provider that babbles says, and what one that errs quotes.
     """
 
     key: str = "a-key-for-the-doubles"
     hears: str = "hello there how are you"
     answers: str = "Thank you for asking, I am a warm agent."
     latency_seconds: float = 0.0
+    faults: dict[str, Fault] = field(default_factory=dict)
+    babble: str = "colourless green ideas"
 
     connections: dict[str, int] = field(default_factory=lambda: {"assemblyai": 0, "groq": 0, "inworld": 0})
     """Connections or requests ever, by provider."""
@@ -97,7 +117,8 @@ class Providers:
         async def checked(request: web.Request) -> web.StreamResponse:
             await asyncio.sleep(self.latency_seconds)
             # "<key>" (AssemblyAI), "Bearer <key>" (Groq), "Basic <key>" (Inworld)
-            if request.headers.get("Authorization", "").split(" ")[-1] != self.key:
+            right = request.headers.get("Authorization", "").split(" ")[-1] == self.key
+            if not right or self.faults.get(provider) is Fault.REFUSES:
                 self.refused[provider] += 1
                 return web.json_response(
                     {"error": {"message": "invalid API key", "code": "invalid_api_key"}}, status=401
@@ -123,10 +144,13 @@ class Providers:
         return socket
 
     async def _recognise(self, socket: web.WebSocketResponse) -> None:
-        await socket.send_json({"type": "Begin", "id": "double", "expires_at": int(time.time()) + 3600})
+        if self.faults.get("assemblyai") is not Fault.SILENT:
+            await socket.send_json({"type": "Begin", "id": "double", "expires_at": int(time.time()) + 3600})
         turn = 0
         received = 0
         async for message in socket:
+            if await self._goes_wrong("assemblyai", socket, {"type": "Error", "error": self.babble}):
+                continue
             if message.type is WSMsgType.BINARY:
                 received += len(message.data)
                 self.heard_seconds += len(message.data) / 2 / SAMPLES_PER_SECOND_OF_ASSEMBLYAI
@@ -159,7 +183,13 @@ class Providers:
     async def _groq(self, request: web.Request) -> web.StreamResponse:
         question = await request.json()
         self.prompts.append(question["messages"])
+        fault = self.faults.get("groq")
+        if fault is Fault.ERRS:
+            error = {"message": "Failed to call a function.", "failed_generation": self.babble}
+            return web.json_response({"error": error}, status=400)
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        if fault is Fault.SILENT:
+            await asyncio.Event().wait()
         await response.prepare(request)
 
         def event(delta: dict[str, Any], finish: str | None, **more: Any) -> bytes:
@@ -168,7 +198,13 @@ class Providers:
             return f"data: {json.dumps({**chunk, 'choices': [choice], **more})}\n\n".encode()
 
         for word in self.answers.split():
+            if fault is Fault.BABBLES:
+                await response.write(f"data: {self.babble}\n\n".encode())
+                continue
             await response.write(event({"role": "assistant", "content": word + " "}, None))
+            if fault is Fault.CLOSES and request.transport is not None:
+                request.transport.abort()
+                return response
         usage = {"prompt_tokens": 10, "completion_tokens": 8, "total_tokens": 18}
         await response.write(event({}, "stop", usage=usage))
         await response.write(b"data: [DONE]\n\n")
@@ -184,6 +220,9 @@ class Providers:
         async for message in socket:
             if message.type is not WSMsgType.TEXT:
                 continue
+            error = {"result": {"status": {"code": 3, "message": self.babble}}}
+            if await self._goes_wrong("inworld", socket, error):
+                continue
             order = json.loads(message.data)
             context = order.get("contextId", "")
             if "create" in order:
@@ -193,6 +232,19 @@ class Providers:
                 await self._speak(socket, context, order["send_text"]["text"], rates.get(context))
             elif "close_context" in order:
                 await socket.send_json({"result": {"contextId": context, "contextClosed": {}}})
+
+    async def _goes_wrong(self, provider: str, socket: web.WebSocketResponse, error: dict[str, Any]) -> bool:
+        """Whether the provider has a fault, which takes its course."""
+        fault = self.faults.get(provider)
+        if fault is Fault.BABBLES:
+            await socket.send_str(self.babble)
+        elif fault is Fault.ERRS:
+            await socket.send_json(error)
+        elif fault is Fault.REFUSES:
+            await socket.close(code=WSCloseCode.POLICY_VIOLATION, message=b"the key is no longer valid")
+        elif fault is Fault.CLOSES:
+            await socket.close(code=WSCloseCode.INTERNAL_ERROR)
+        return fault is not None
 
     async def _speak(self, socket: web.WebSocketResponse, context: str, text: str, rate: int | None) -> None:
         if not text.strip() or rate is None:

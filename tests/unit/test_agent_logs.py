@@ -89,6 +89,74 @@ def test_words_that_a_service_quotes_are_left_out(configured: Callable[..., Logs
     assert lines(stream)[0]["message"] == "service is no longer usable, not speaking [...]"
 
 
+@pytest.mark.parametrize(
+    ("module", "message", "written"),
+    [
+        ("pipecat.services.assemblyai.stt", "Received non-JSON message: canary", "Received non-JSON message: [...]"),
+        (
+            "pipecat.services.openai.base_llm",
+            "it: Failed to parse function call arguments: {'name': 'canary",
+            "it: Failed to parse function call arguments: [...]",
+        ),
+        (
+            "pipecat.processors.frameworks.rtvi.processor",
+            "Ignoring not RTVI message: {'text': 'canary'}\n'canary'",
+            "Ignoring not RTVI message: [...]",
+        ),
+        (
+            "pipecat.processors.frameworks.rtvi.processor",
+            "Invalid RTVI transport message: 1 validation error\ninput_value='canary'",
+            "Invalid RTVI transport message: [...]",
+        ),
+        (
+            "pipecat.processors.frame_processor",
+            "error: 400 - {'error': {'message': 'Failed to call a function', 'failed_generation': \"canary isn't\"}}",
+            "error: 400 - {'error': {'message': 'Failed to call a function', 'failed_generation': \"[...]\"}}",
+        ),
+        (
+            "pipecat.pipeline.worker",
+            "A fatal error occurred: it said 'My secret word is canary'!",
+            "A fatal error occurred: it said '[...]'!",
+        ),
+    ],
+)
+def test_what_pipecat_quotes_is_left_out(
+    configured: Callable[..., Logs], stream: io.StringIO, redact: Redactor, module: str, message: str, written: str
+) -> None:
+    configured()
+    redact.speech.hear("my secret word is canary")
+    as_module(module).warning(message)
+    assert [line["message"] for line in lines(stream)] == [written]
+
+
+def test_what_was_said_is_left_out_of_a_librarys_line_and_not_of_the_bots_own(
+    configured: Callable[..., Logs], stream: io.StringIO, redact: Redactor
+) -> None:
+    configured(BOT=__file__)
+    redact.speech.hear("my secret word is canary")
+    theirs = logging.LogRecord(
+        "somebody", logging.ERROR, "/lib/somebody.py", 1, "not sent: %s", ("secret word is",), None
+    )
+    logging.getLogger().handle(theirs)
+    logging.getLogger("bot").warning("heard: secret word is")
+    logger.info("heard: secret word is")
+    assert [line["message"] for line in lines(stream)] == ["not sent: [...]", *2 * ["heard: secret word is"]]
+    assert all("library" not in line for line in lines(stream))
+
+
+def test_what_a_library_says_while_debugging_is_never_written_and_what_the_bot_says_is(
+    configured: Callable[..., Logs], stream: io.StringIO
+) -> None:
+    configured(VOICEPOOL_LOG_LEVEL="DEBUG", BOT=__file__)
+    theirs = logging.LogRecord("openai", logging.DEBUG, "/lib/openai.py", 1, "Request: canary", (), None)
+    logging.getLogger().handle(theirs)
+    own = logging.getLogger("bot")
+    own.setLevel(logging.DEBUG)
+    own.debug("mine")
+    own.setLevel(logging.NOTSET)
+    assert [line["message"] for line in lines(stream)] == ["mine"]
+
+
 def test_registered_secrets_are_hidden_in_every_line(
     configured: Callable[..., Logs], stream: io.StringIO, redact: Redactor
 ) -> None:

@@ -15,7 +15,9 @@ from pipecat.frames.frames import (
     ErrorFrame,
     HeartbeatFrame,
     InterruptionFrame,
+    LLMTextFrame,
     MetricsFrame,
+    TranscriptionFrame,
     UserStoppedSpeakingFrame,
 )
 from pipecat.metrics.metrics import (
@@ -33,6 +35,7 @@ from pipecat.transports.livekit.transport import LiveKitParams, LiveKitTransport
 from pipecat.utils.errors import ErrorCategory
 
 from voicepool_agent.host import State
+from voicepool_agent.logs import Redactor
 from voicepool_agent.metrics import Metrics
 from voicepool_agent.session import Session
 from voicepool_agent.settings import read_settings
@@ -96,11 +99,14 @@ class Call:
         )
         self.aside = FrameProcessor()
         self.worker = PipelineWorker(Pipeline([self.transport.input(), self.aside, self.transport.output()]))
+        self.clean = Redactor()
+        self.clean.add("canary")
         self.session = Session(
             "s-1",
             SETTINGS,
             self.metrics,
-            clean=lambda text: text.replace("canary", "[hidden]"),
+            clean=self.clean.quoted,
+            speech=self.clean.speech,
             clock=self.time.clock,
             schedule=self.time.schedule,
         )
@@ -213,6 +219,18 @@ async def test_last_words_are_cut_short_by_an_end_that_has_no_time_for_them(call
     call.session.conclude(reason)
     assert call.session.hurried.is_set() is not reason.allows_last_words
     assert call.session.reason is Reason.DRAINED
+
+
+async def test_an_error_that_quotes_what_was_said_is_kept_without_it(call: Call) -> None:
+    hear, error = call.session.heard, ErrorFrame("cannot go on after: My secret word is kookaburra, and the kingfisher")
+    hear(TranscriptionFrame("my secret word is kookaburra", "caller", ""), FrameDirection.DOWNSTREAM)
+    for piece in ("and", " the", " king", "fisher"):
+        hear(LLMTextFrame(piece), FrameDirection.DOWNSTREAM)
+    await call.tell(call.worker, "on_pipeline_error", error)
+    assert call.session.close("the bot failed: ValueError: and the kingfisher").errors == (
+        "pipeline: unknown: cannot go on after: [...]",
+        "the bot failed: ValueError: [...]",
+    )
 
 
 async def test_many_errors_are_kept_short_and_few(call: Call) -> None:

@@ -182,7 +182,8 @@ class Host:
             assignment.session,
             self._settings,
             self._metrics,
-            clean=self._redact,
+            clean=self._redact.quoted,
+            speech=self._redact.speech,
             clock=self._clock,
             schedule=asyncio.get_running_loop().call_later,
         )

@@ -20,7 +20,11 @@ from pipecat.frames.frames import (
     ErrorFrame,
     Frame,
     InterruptionFrame,
+    LLMTextFrame,
+    LLMThoughtTextFrame,
     MetricsFrame,
+    TextFrame,
+    TTSSpeakFrame,
     UserStoppedSpeakingFrame,
 )
 from pipecat.observers.base_observer import BaseObserver, FramePushed
@@ -33,6 +37,7 @@ from voicepool_agent import pipecat_private
 from voicepool_agent.metrics import Metrics
 from voicepool_agent.pulse import Pulse
 from voicepool_agent.settings import Settings
+from voicepool_agent.speech import Speech
 from voicepool_agent.summary import Reason, Summary
 from voicepool_agent.usage import Meter
 
@@ -61,7 +66,8 @@ class Session:
         session_id: its id.
         settings: the limits.
         metrics: counted as things happen.
-        clean: makes a text fit to be kept (no secrets).
+        clean: makes a text fit to be kept: no secrets, nothing that was said.
+        speech: told what is said, for that.
         clock: seconds, monotonic; the session begins now.
         schedule: calls something later, as `loop.call_later` does.
     """
@@ -73,6 +79,7 @@ class Session:
         metrics: Metrics,
         *,
         clean: Callable[[str], str],
+        speech: Speech,
         clock: Callable[[], float],
         schedule: Callable[[float, Callable[[], None]], Handle],
     ) -> None:
@@ -84,6 +91,7 @@ class Session:
         self._settings = settings
         self._metrics = metrics
         self._clean = clean
+        self._speech = speech
         self._clock = clock
         self._schedule = schedule
         self._began = clock()
@@ -189,6 +197,10 @@ class Session:
         if isinstance(frame, BotSpeakingFrame):
             for pulse in self._pulses.values():
                 pulse.speaking()
+        elif isinstance(frame, (LLMTextFrame, LLMThoughtTextFrame)):
+            self._speech.hear_piece(frame.text)
+        elif isinstance(frame, (TextFrame, TTSSpeakFrame)):
+            self._speech.hear(frame.text)
         elif isinstance(frame, MetricsFrame):
             self._meter.read(frame.data)
         elif isinstance(frame, BotStartedSpeakingFrame):

@@ -1,6 +1,6 @@
-"""Checks the orders that the gateway signs: an assignment (POST /bind) and an end (POST /end).
+"""Checks the orders that the gateway signs: an assignment (POST /bind), an end (POST /end), a request to the bot's routes.
 
-Both are compact JWTs, alg EdDSA, signed with the one key whose public half this pod was given, with this pod's uid as
+All are compact JWTs, alg EdDSA, signed with the one key whose public half this pod was given, with this pod's uid as
 audience and seconds to live. Invariants: nothing of an order is looked at before its signature holds; no `alg` but
 EdDSA is ever accepted; an order expires at `exp` exactly (no leeway: past that second the gateway may give the
 session to another pod); an order that was used is never used again.
@@ -60,6 +60,18 @@ class EndOrder(BaseModel):
     action: Literal["drain", "cancel"]
 
 
+class RouteOrder(BaseModel):
+    """One request for the bot's own routes, from somebody who may use them."""
+
+    model_config = ConfigDict(frozen=True)
+
+    jti: str = Field(min_length=1)
+    exp: float
+    session: str = Field(min_length=1)
+    route: Literal[True]
+    """Says that it is this kind of order and no other."""
+
+
 class OrderVerifier:
     """Verifies orders for one pod.
 
@@ -100,7 +112,14 @@ class OrderVerifier:
         except ValidationError as error:
             raise _malformed(error) from None
 
-    def check_unused(self, order: Assignment | EndOrder) -> None:
+    def route(self, order: bytes) -> RouteOrder:
+        """Verify an order to let a request through; see `assignment`."""
+        try:
+            return RouteOrder.model_validate(self._claims(order))
+        except ValidationError as error:
+            raise _malformed(error) from None
+
+    def check_unused(self, order: Assignment | EndOrder | RouteOrder) -> None:
         """Refuse an order that was obeyed before.
 
         Raises:
@@ -109,7 +128,7 @@ class OrderVerifier:
         if order.jti in self._used:
             raise InvalidOrder("this order was used before; sign a new one")
 
-    def use(self, order: Assignment | EndOrder) -> None:
+    def use(self, order: Assignment | EndOrder | RouteOrder) -> None:
         """Use an order up: it was obeyed. Forgets the ones that have expired, which nobody can use any more."""
         now = self._clock()
         self._used = {jti: expires for jti, expires in self._used.items() if expires > now}

@@ -25,6 +25,7 @@ from loguru import logger
 from voicepool_agent import parking, process
 from voicepool_agent.assignments import Assignment, EndOrder
 from voicepool_agent.body import EarlyBody
+from voicepool_agent.bot_routes import BotRoutes
 from voicepool_agent.bots import Bot, BotError, bot_folder, load_bot
 from voicepool_agent.logs import Logs, Redactor
 from voicepool_agent.metrics import Metrics
@@ -87,6 +88,7 @@ class Host:
         metrics: what it shows.
         logs: set up again once the bot is loaded, and given the session's id.
         redact: told about tokens.
+        bot_routes: the bot's own.
         clock: seconds, monotonic.
     """
 
@@ -96,6 +98,7 @@ class Host:
         metrics: Metrics,
         logs: Logs,
         redact: Redactor,
+        bot_routes: BotRoutes,
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -103,6 +106,7 @@ class Host:
         self._metrics = metrics
         self._logs = logs
         self._redact = redact
+        self._bot_routes = bot_routes
         self._clock = clock
         self._state = State.STARTING
         self._since = clock()
@@ -298,7 +302,8 @@ class Host:
                 raise self._not_warm(error) from error
             self._rest(warmed)
             await self._bound.wait()
-        await self._bot.run(self._arguments)
+        async with self._bot_routes.serving():
+            await self._bot.run(self._arguments)
 
     async def _park(self, runner: WorkerRunner) -> None:
         self._adopt(runner)

@@ -27,6 +27,8 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     # ONNX Runtime reports its use to its maker unless told not to; what an agent does is nobody's business.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    # As Pipecat's own runner does: bots take the noise filter that only Pipecat Cloud's images have when it is not.
+    os.environ.setdefault("ENV", "local")
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
     code = loop.run_until_complete(_run())
@@ -38,8 +40,9 @@ def main() -> None:
 async def _run() -> int:
     from loguru import logger
 
-    from voicepool_agent import lazy_packages
+    from voicepool_agent import lazy_packages, other_transports, pipecat_cloud
     from voicepool_agent.assignments import OrderVerifier
+    from voicepool_agent.bot_routes import BotRoutes
     from voicepool_agent.host import Host, State
     from voicepool_agent.logs import Logs, Redactor
     from voicepool_agent.metrics import Metrics
@@ -55,13 +58,16 @@ async def _run() -> int:
         write_termination_message(termination_message_path(os.environ), str(error))
         return 1
     lazy_packages.install()
+    other_transports.install()
+    pipecat_cloud.install()
     redact = Redactor()
     redact.add_environment(os.environ)
     logs = Logs(settings, redact)
     logs.configure()
     metrics = Metrics([state.value for state in State])
-    host = Host(settings, metrics, logs, redact)
-    server = Server(settings, host, verifier, metrics)
+    bot_routes = BotRoutes()
+    host = Host(settings, metrics, logs, redact, bot_routes)
+    server = Server(settings, host, verifier, metrics, bot_routes)
     try:
         await server.start()
     except OSError as error:

@@ -1,7 +1,8 @@
-"""The agent's HTTP routes: probes, the bind, the end, status and metrics.
+"""The agent's HTTP routes: probes, the bind, the end, status, metrics, and the bot's own routes below its session.
 
 Invariants: `/readyz` is 200 only when a caller could be taken; a refused order changes nothing (the agent is as warm
-as before); every answer but `/metrics` is JSON; no answer shows a token or a stack trace.
+as before); the bot sees no request that the gateway has not signed for this session; every answer of ours but
+`/metrics` is JSON; no answer shows a token or a stack trace.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from aiohttp import web
 from loguru import logger
 
 from voicepool_agent.assignments import MAX_ORDER_BYTES, InvalidOrder, MalformedOrder, OrderVerifier
+from voicepool_agent.bot_routes import ORDER_HEADER, BotRoutes, UnsafePath, checked_path
 from voicepool_agent.host import AlreadyBound, Host, NotBound, NotParked
 from voicepool_agent.metrics import Metrics
 from voicepool_agent.settings import Settings
@@ -31,13 +33,17 @@ class Server:
         host: asked and told.
         verifier: checks orders.
         metrics: shown.
+        bot_routes: answers below `/sessions/{id}/`.
     """
 
-    def __init__(self, settings: Settings, host: Host, verifier: OrderVerifier, metrics: Metrics) -> None:
+    def __init__(
+        self, settings: Settings, host: Host, verifier: OrderVerifier, metrics: Metrics, bot_routes: BotRoutes
+    ) -> None:
         self._settings = settings
         self._host = host
         self._verifier = verifier
         self._metrics = metrics
+        self._bot_routes = bot_routes
         self._runner: web.AppRunner | None = None
 
     def application(self) -> web.Application:
@@ -51,6 +57,7 @@ class Server:
                 web.get("/metrics", self._show_metrics),
                 web.post("/bind", self._bind),
                 web.post("/end", self._end),
+                web.route("*", "/sessions/{session}/{path:.*}", self._bot_route),
             ]
         )
         return application
@@ -138,6 +145,28 @@ class Server:
         except NotBound as error:
             return self._refuse(409, "NOT_BOUND", error)
         return web.json_response({"state": "ending", "session": order.session}, status=202)
+
+    async def _bot_route(self, request: web.Request) -> web.StreamResponse:
+        session = request.match_info["session"]
+        try:
+            order = self._verifier.route(request.headers.get(ORDER_HEADER, "").encode())
+            self._verifier.check_unused(order)
+            self._verifier.use(order)
+            # As it was sent: aiohttp's own idea of the path has been decoded.
+            path = checked_path(request.raw_path.partition("?")[0].split("/", 3)[3])
+        except MalformedOrder as error:
+            return self._refuse(401, "INVALID_ASSIGNMENT", error)
+        except InvalidOrder as error:
+            return self._refuse(401, "INVALID_ASSIGNMENT", error)
+        except UnsafePath as error:
+            return _refusal(400, "INVALID_REQUEST", str(error))
+        if order.session != session or self._host.session_id != session:
+            return _refusal(404, "SESSION_NOT_FOUND", f"this agent does not carry session {session[:64]!r}")
+        try:
+            answer = await self._bot_routes.answer(request, path)
+        except web.HTTPRequestEntityTooLarge:
+            return _refusal(413, "BODY_TOO_LARGE", f"a body may have at most {MAX_ORDER_BYTES} bytes")
+        return answer or _refusal(404, "NOT_FOUND", "the bot has no such route")
 
     def _refuse(self, status: int, code: str, error: Exception) -> web.Response:
         logger.bind(code=code).warning(f"refused an order: {error}")

@@ -12,7 +12,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 TERMINATION_LOG = Path("/dev/termination-log")
 """Kubernetes' default `terminationMessagePath`."""
@@ -92,11 +92,19 @@ class Settings(BaseModel):
 
     termination_message_path: Path = Field(TERMINATION_LOG, alias="VOICEPOOL_TERMINATION_MESSAGE_PATH")
     log_format: Literal["json", "text"] = Field("json", alias="VOICEPOOL_LOG_FORMAT")
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", alias="VOICEPOOL_LOG_LEVEL")
-    """For the bot's own lines and the host's. Pipecat's never go below INFO: its DEBUG lines hold what people say."""
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        "INFO", validation_alias=AliasChoices("VOICEPOOL_LOG_LEVEL", "PIPECAT_LOG_LEVEL")
+    )
+    """The second name is Pipecat Cloud's. For the bot's own lines and the host's. Pipecat's never go below INFO: its DEBUG lines hold what people say."""
 
     debug: bool = Field(False, alias="VOICEPOOL_DEBUG")
     """Stack traces in the log."""
+
+    @field_validator("log_level", mode="before")
+    @classmethod
+    def _is_a_level(cls, value: str) -> str:
+        # Pipecat Cloud knows two levels more.
+        return {"TRACE": "DEBUG", "NONE": "ERROR"}.get(value.upper(), value.upper())
 
     @field_validator("assignment_public_key")
     @classmethod

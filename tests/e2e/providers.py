@@ -40,6 +40,14 @@ class Fault(StrEnum):
     """It answers with its own kind of error, and quotes `babble` in it."""
 
 
+@dataclass(frozen=True, slots=True)
+class FunctionCall:
+    """A function that Groq's double wants to be called, in the place of an answer."""
+
+    name: str
+    arguments: dict[str, Any]
+
+
 @dataclass
 class Providers:
     """The three doubles; use as an asynchronous context manager.
@@ -47,6 +55,7 @@ class Providers:
     Attributes:
         hears: what AssemblyAI understands of everything that is said.
         answers: what Groq says to everything.
+        calls: the functions that Groq calls before, one for each thing that the caller says, if they are offered.
         latency_seconds: before each accepts a connection or begins to answer.
         faults: by provider; may be changed in the middle of a call.
         babble: what a provider that babbles says, and what one that errs quotes.
@@ -55,6 +64,7 @@ class Providers:
     key: str = "a-key-for-the-doubles"
     hears: str = "hello there how are you"
     answers: str = "Thank you for asking, I am a warm agent."
+    calls: list[FunctionCall] = field(default_factory=list)
     latency_seconds: float = 0.0
     faults: dict[str, Fault] = field(default_factory=dict)
     babble: str = "colourless green ideas"
@@ -67,6 +77,8 @@ class Providers:
     """Audio that AssemblyAI got."""
     prompts: list[list[dict[str, Any]]] = field(default_factory=list)
     """The messages of each request to Groq."""
+    offered: list[set[str]] = field(default_factory=list)
+    """The functions of each request to Groq."""
     spoken: list[str] = field(default_factory=list)
     """The texts that Inworld was given."""
     open: dict[str, list[web.WebSocketResponse]] = field(default_factory=lambda: {"assemblyai": [], "inworld": []})
@@ -183,6 +195,7 @@ class Providers:
     async def _groq(self, request: web.Request) -> web.StreamResponse:
         question = await request.json()
         self.prompts.append(question["messages"])
+        self.offered.append({tool["function"]["name"] for tool in question.get("tools") or ()})
         fault = self.faults.get("groq")
         if fault is Fault.ERRS:
             error = {"message": "Failed to call a function.", "failed_generation": self.babble}
@@ -197,7 +210,15 @@ class Providers:
             chunk = {"id": "double", "object": "chat.completion.chunk", "created": 1, "model": question["model"]}
             return f"data: {json.dumps({**chunk, 'choices': [choice], **more})}\n\n".encode()
 
-        for word in self.answers.split():
+        calls_now = (
+            bool(self.calls) and self.calls[0].name in self.offered[-1] and question["messages"][-1]["role"] == "user"
+        )
+        if calls_now:
+            call = self.calls.pop(0)
+            function = {"name": call.name, "arguments": json.dumps(call.arguments)}
+            one = {"index": 0, "id": f"call-{len(self.prompts)}", "type": "function", "function": function}
+            await response.write(event({"role": "assistant", "tool_calls": [one]}, None))
+        for word in () if calls_now else self.answers.split():
             if fault is Fault.BABBLES:
                 await response.write(f"data: {self.babble}\n\n".encode())
                 continue
@@ -206,7 +227,7 @@ class Providers:
                 request.transport.abort()
                 return response
         usage = {"prompt_tokens": 10, "completion_tokens": 8, "total_tokens": 18}
-        await response.write(event({}, "stop", usage=usage))
+        await response.write(event({}, "tool_calls" if calls_now else "stop", usage=usage))
         await response.write(b"data: [DONE]\n\n")
         return response
 

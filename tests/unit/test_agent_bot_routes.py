@@ -16,7 +16,7 @@ import aiohttp
 import jwt
 import pytest
 import yarl
-from aiohttp.test_utils import TestServer
+from aiohttp.test_utils import BaseTestServer, TestServer
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from fastapi import FastAPI, Request
@@ -48,7 +48,7 @@ def app() -> Iterator[FastAPI]:
 class Agent:
     """The agent's server, around a host that carries session s-1."""
 
-    def __init__(self, server: TestServer, http: aiohttp.ClientSession) -> None:
+    def __init__(self, server: BaseTestServer, http: aiohttp.ClientSession) -> None:
         self._server, self._http = server, http
 
     async def ask(self, path: str, method: str = "GET", *, order: str | None = None, **more: Any) -> tuple[int, str]:
@@ -298,7 +298,7 @@ def test_a_package_that_is_installed_goes_before_ours(monkeypatch: pytest.Monkey
 
         assert (pipecatcloud.theirs, pipecatcloud_system.app) == (True, "theirs")
         with pytest.raises(ModuleNotFoundError):
-            import pipecatcloud.agent  # noqa: F401
+            import pipecatcloud.agent
     finally:
         sys.meta_path[:] = finders
         for name in (pipecat_cloud.SYSTEM, pipecat_cloud.PACKAGE):

@@ -7,7 +7,7 @@ import base64
 import copy
 import itertools
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
@@ -260,6 +260,8 @@ class FakeAgent:
     claims: list[dict[str, Any]] = field(default_factory=list)
     answered_at: list[datetime] = field(default_factory=list)
     ends: list[str] = field(default_factory=list)
+    routed: list[web.Request] = field(default_factory=list)
+    """Requests to the bot's own routes."""
 
 
 class Agents:
@@ -275,12 +277,15 @@ class Agents:
         self.port = 0
         self.refuse_next: list[tuple[int, str]] = []
         """What the next orders are answered with, whichever agent they reach."""
+        self.bot: Callable[[web.Request], Awaitable[web.StreamResponse]] = _echo
+        """What answers on bots' own routes."""
 
     async def __aenter__(self) -> Agents:
         app = web.Application(client_max_size=4 * 1024 * 1024)
         app.router.add_post("/bind", self._bind)
         app.router.add_post("/end", self._end)
         app.router.add_get("/status", self._status)
+        app.router.add_route("*", "/{path:.*}", self._route)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         await self._runner.setup()
         site = web.TCPSite(self._runner, "0.0.0.0", 0)
@@ -314,9 +319,12 @@ class Agents:
 
     async def _claims(self, request: web.Request, agent: FakeAgent) -> dict[str, Any] | None:
         assert request.content_type == "application/jwt"
+        return self._verified((await request.read()).decode(), agent)
+
+    def _verified(self, order: str, agent: FakeAgent) -> dict[str, Any] | None:
         try:
             claims: dict[str, Any] = jwt.decode(
-                await request.read(),
+                order,
                 self._public_key,
                 algorithms=["EdDSA"],
                 issuer="voicepool-gateway",
@@ -364,14 +372,26 @@ class Agents:
         agent.state = "ending"
         return web.json_response({"state": "ending"}, status=202)
 
+    async def _route(self, request: web.Request) -> web.StreamResponse:
+        agent = self._called(request)
+        agent.routed.append(request)
+        claims = self._verified(request.headers.get("Voicepool-Order", ""), agent)
+        if claims is None or claims["route"] is not True or claims["session"] != agent.session:
+            return _error(401, "INVALID_ASSIGNMENT", {"Voicepool-Refused": "INVALID_ASSIGNMENT"})
+        return await self.bot(request)
+
     async def _status(self, request: web.Request) -> web.Response:
         agent = self._called(request)
         state = "joined" if request.query.get("wait") == "joined" and agent.state == "accepted" else agent.state
         return web.json_response({"state": state, "session": agent.session, "pod_uid": agent.uid, "since_seconds": 1})
 
 
-def _error(status: int, code: str) -> web.Response:
-    return web.json_response({"error": code, "code": code}, status=status)
+async def _echo(request: web.Request) -> web.StreamResponse:
+    return web.json_response({"path": request.raw_path, "body": await request.text()})
+
+
+def _error(status: int, code: str, headers: Mapping[str, str] | None = None) -> web.Response:
+    return web.json_response({"error": code, "code": code}, status=status, headers=headers)
 
 
 class FakeRooms:

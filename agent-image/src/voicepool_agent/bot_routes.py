@@ -12,7 +12,6 @@ import contextlib
 import sys
 from collections.abc import AsyncIterator, MutableMapping
 from typing import Any
-from urllib.parse import unquote
 
 from aiohttp import web
 from loguru import logger
@@ -32,29 +31,11 @@ FASTAPI_ROUTES = frozenset({"/docs", "/docs/oauth2-redirect", "/openapi.json", "
 ORDER_HEADER = "Voicepool-Order"
 """Carries the gateway's order to let a request through; not for the bot."""
 
+REFUSED_HEADER = "Voicepool-Refused"
+"""Tells the gateway that an answer is ours and not the bot's; its value is the code."""
+
 Message = MutableMapping[str, Any]
 """An event of ASGI."""
-
-
-class UnsafePath(Exception):
-    """A path that could be read in more than one way."""
-
-
-def checked_path(raw_path: str) -> str:
-    """A path as it was sent, below `/`, once it is certain that it means itself.
-
-    Args:
-        raw_path: with its percent-encoding, without its first slash.
-
-    Raises:
-        UnsafePath: it has a segment `.` or `..`, however it is written, a backslash, or a control character.
-    """
-    read = unquote(raw_path, errors="strict") if raw_path.isascii() else "\0"
-    if any(ord(character) < 32 or character in "\\\x7f" for character in read):
-        raise UnsafePath("the path must be in ASCII and percent-encoded, without backslashes and control characters")
-    if any(segment in (".", "..") for segment in read.split("/")):
-        raise UnsafePath("the path must not have a segment . or ..")
-    return "/" + raw_path
 
 
 class BotRoutes:
@@ -73,10 +54,10 @@ class BotRoutes:
 
         Args:
             request: as it came.
-            path: from `checked_path`.
+            path: of the bot's route, decoded.
         """
         application = next((one for one in _applications() if _has_routes(one)), None)
-        if application is None or unquote(path).rstrip("/") in RESERVED:
+        if application is None or path.rstrip("/") in RESERVED:
             return None
         exchange = _Exchange(request, await request.read())
         try:
@@ -84,7 +65,7 @@ class BotRoutes:
         except Exception as error:
             if not isinstance(error, ConnectionError):  # the other side has gone
                 # The words of the exception may hold what the caller has sent; its kind and the route are enough.
-                logger.error(f"the bot's route {unquote(path)} failed: {type(error).__name__}")
+                logger.error(f"the bot's route {path} failed: {type(error).__name__}")
             if exchange.response is not None and not exchange.over.is_set() and request.transport is not None:
                 request.transport.abort()  # half an answer must not look like a whole one
         finally:
@@ -112,8 +93,7 @@ def _scope(request: web.Request, path: str) -> Message:
         "http_version": f"{request.version.major}.{request.version.minor}",
         "method": request.method,
         "scheme": "http",
-        "path": unquote(path),
-        "raw_path": path.encode(),
+        "path": path,
         "query_string": request.rel_url.raw_query_string.encode(),
         "root_path": "",
         "headers": [
@@ -170,6 +150,6 @@ class _Exchange:
         headers: CIMultiDict[str] = CIMultiDict()
         for name, value in (self._start or {}).get("headers", ()):
             key = name.decode("latin-1")
-            if key.lower() not in ("content-length", "transfer-encoding", "connection"):
+            if key.lower() not in ("content-length", "transfer-encoding", "connection", REFUSED_HEADER.lower()):
                 headers.add(key, value.decode("latin-1"))
         return headers

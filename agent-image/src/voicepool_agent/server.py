@@ -12,8 +12,8 @@ from typing import Any
 from aiohttp import web
 from loguru import logger
 
-from voicepool_agent.assignments import MAX_ORDER_BYTES, InvalidOrder, MalformedOrder, OrderVerifier
-from voicepool_agent.bot_routes import ORDER_HEADER, BotRoutes, UnsafePath, checked_path
+from voicepool_agent.assignments import MAX_ORDER_BYTES, InvalidOrder, MalformedOrder, OrderError, OrderVerifier
+from voicepool_agent.bot_routes import ORDER_HEADER, REFUSED_HEADER, BotRoutes
 from voicepool_agent.host import AlreadyBound, Host, NotBound, NotParked
 from voicepool_agent.metrics import Metrics
 from voicepool_agent.settings import Settings
@@ -152,21 +152,20 @@ class Server:
             order = self._verifier.route(request.headers.get(ORDER_HEADER, "").encode())
             self._verifier.check_unused(order)
             self._verifier.use(order)
-            # As it was sent: aiohttp's own idea of the path has been decoded.
-            path = checked_path(request.raw_path.partition("?")[0].split("/", 3)[3])
-        except MalformedOrder as error:
-            return self._refuse(401, "INVALID_ASSIGNMENT", error)
-        except InvalidOrder as error:
-            return self._refuse(401, "INVALID_ASSIGNMENT", error)
-        except UnsafePath as error:
-            return _refusal(400, "INVALID_REQUEST", str(error))
+        except OrderError as error:
+            return _not_the_bot(self._refuse(401, "INVALID_ASSIGNMENT", error), "INVALID_ASSIGNMENT")
         if order.session != session or self._host.session_id != session:
-            return _refusal(404, "SESSION_NOT_FOUND", f"this agent does not carry session {session[:64]!r}")
+            words = f"this agent does not carry session {session[:64]!r}"
+            return _not_the_bot(_refusal(404, "SESSION_NOT_FOUND", words), "SESSION_NOT_FOUND")
         try:
-            answer = await self._bot_routes.answer(request, path)
+            answer = await self._bot_routes.answer(request, "/" + request.match_info["path"])
         except web.HTTPRequestEntityTooLarge:
-            return _refusal(413, "BODY_TOO_LARGE", f"a body may have at most {MAX_ORDER_BYTES} bytes")
-        return answer or _refusal(404, "NOT_FOUND", "the bot has no such route")
+            words = f"a body may have at most {MAX_ORDER_BYTES} bytes"
+            return _not_the_bot(_refusal(413, "BODY_TOO_LARGE", words), "BODY_TOO_LARGE")
+        if answer is None:
+            words = "the bot has no routes of its own, or the path is reserved"
+            return _not_the_bot(_refusal(404, "NOT_FOUND", words), "NOT_FOUND")
+        return answer
 
     def _refuse(self, status: int, code: str, error: Exception) -> web.Response:
         logger.bind(code=code).warning(f"refused an order: {error}")
@@ -175,6 +174,11 @@ class Server:
     def _count(self, response: web.Response, code: str) -> web.Response:
         self._metrics.refused_orders.labels(code).inc()
         return response
+
+
+def _not_the_bot(response: web.Response, code: str) -> web.Response:
+    response.headers[REFUSED_HEADER] = code
+    return response
 
 
 async def _body(request: web.Request) -> bytes | web.Response:

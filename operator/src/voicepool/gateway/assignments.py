@@ -1,4 +1,4 @@
-"""Signs the orders that agents obey: an assignment (``POST /bind``) and an end (``POST /end``).
+"""Signs the orders that agents obey: an assignment (``POST /bind``), an end (``POST /end``), a request to the bot's own routes.
 
 Compact JWTs, alg EdDSA, for one pod (audience = pod uid), used once (``jti``), valid for seconds. The agent holds the public key only.
 """
@@ -85,6 +85,10 @@ class Signer:
     def end(self, pod_uid: str, session_id: str, action: Literal["drain", "cancel"], *, expires_at: datetime) -> str:
         """An order to end the session that the pod carries."""
         return self._sign(pod_uid, {"session": session_id, "action": action}, expires_at)
+
+    def route(self, pod_uid: str, session_id: str, *, expires_at: datetime) -> str:
+        """An order to let one request through to the own routes of the bot that has the session."""
+        return self._sign(pod_uid, {"session": session_id, "route": True}, expires_at)
 
     def _sign(self, pod_uid: str, claims: dict[str, Any], expires_at: datetime) -> str:
         envelope = {

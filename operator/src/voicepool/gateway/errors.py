@@ -9,6 +9,7 @@ GatewayError
 +-- NotAllowed           403 POOL_NOT_ALLOWED
 +-- PoolNotFound         404 POOL_NOT_FOUND
 +-- SessionNotFound      404 SESSION_NOT_FOUND
++-- RouteNotFound        404 NOT_FOUND
 +-- SessionEnded         409 SESSION_ENDED
 +-- SessionElsewhere     409 SESSION_IN_OTHER_POOL
 +-- BodyTimeout          408 BODY_TIMEOUT
@@ -97,6 +98,12 @@ class SessionNotFound(GatewayError):
     """No pod carries this session, or it ended longer ago than the pool retains it."""
 
     status, code, error = 404, "SESSION_NOT_FOUND", "Session not found"
+
+
+class RouteNotFound(GatewayError):
+    """The bot has no route of its own for this path."""
+
+    status, code, error = 404, "NOT_FOUND", "Route not found"
 
 
 class SessionEnded(GatewayError):

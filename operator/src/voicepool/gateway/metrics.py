@@ -53,6 +53,12 @@ class GatewayMetrics:
         self.cold_starts = Counter(
             "voicepool_gateway_cold_starts", "Pods created for one waiting caller", pool, registry=self.registry
         )
+        self.routes = Counter(
+            "voicepool_gateway_bot_requests",
+            "Requests to bots' own routes by outcome",
+            (*pool, "outcome"),
+            registry=self.registry,
+        )
         self.abandoned = Counter(
             "voicepool_gateway_abandoned_pods",
             "Bound pods that were given up, by what became of them",

@@ -41,6 +41,8 @@ class GatewayOptions:
     joined_wait_seconds: float = 20.0
     """``waitFor: joined`` without a time of its own."""
     max_joined_wait_seconds: float = 60.0
+    route_timeout_seconds: float = 60.0
+    """How long a bot's own route may be silent, before its answer and in it."""
     peer_timeout_seconds: float = 1.0
     """One question to another gateway about its waiting callers."""
     agent_port: int = AGENT_PORT

@@ -139,7 +139,7 @@ async def start_in_pool(
 @router.get("/v1/agents/{pool}/sessions")
 async def list_sessions(services: Injected, caller: Authenticated, pool: str) -> SessionList:
     """The sessions of a pool that run, and those that ended and are still kept."""
-    key = _known_pool(services, caller, pool)
+    key = known_pool(services, caller, pool)
     pods = sorted(
         (pod for pod in services.view.pods(key) if pod.session), key=lambda pod: (str(pod.bound_at), pod.name)
     )
@@ -150,7 +150,7 @@ async def list_sessions(services: Injected, caller: Authenticated, pool: str) ->
 @router.get("/v1/agents/{pool}/sessions/{session_id}")
 async def get_session(services: Injected, caller: Authenticated, pool: str, session_id: str) -> dict[str, Any]:
     """One session: what its pod shows and what its agent says."""
-    pod = await _carrier(services, _known_pool(services, caller, pool), session_id)
+    pod = await _carrier(services, known_pool(services, caller, pool), session_id)
     status = await services.sessions.status(pod) if is_live(pod) else None
     return records.session_record(pod, status)
 
@@ -164,7 +164,7 @@ async def end_session(
     mode: Annotated[Literal["drain", "cancel"], Query()] = "cancel",
 ) -> Terminated:
     """End a session: `drain` lets the agent say goodbye, `cancel` ends it now."""
-    pod = await _carrier(services, _known_pool(services, caller, pool), session_id)
+    pod = await _carrier(services, known_pool(services, caller, pool), session_id)
     if is_live(pod):
         await services.sessions.end(pod, session_id, mode)
     draining = is_live(pod) and mode == "drain"
@@ -323,7 +323,8 @@ def _chosen_pool(services: Services, caller: Caller, name: str | None) -> PoolKe
     raise PoolNotFound(f"{many}; name one as 'pool' in the body or the query ('name' or 'namespace.name').")
 
 
-def _known_pool(services: Services, caller: Caller, name: str) -> PoolKey:
+def known_pool(services: Services, caller: Caller, name: str) -> PoolKey:
+    """The pool of that name, which the caller may use; whether it exists is not said."""
     key = _named_pool(services, name)
     caller.require(*key)
     return key

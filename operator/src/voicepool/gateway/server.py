@@ -27,6 +27,7 @@ from voicepool.gateway.livekit import LiveKitRooms, LiveKitServers, Rooms
 from voicepool.gateway.metrics import GatewayMetrics
 from voicepool.gateway.options import GatewayOptions
 from voicepool.gateway.peers import Peers
+from voicepool.gateway.route_proxy import RouteProxy, make_route_session
 from voicepool.gateway.services import Services
 from voicepool.gateway.sessions import Sessions
 from voicepool.gateway.view import ClusterView
@@ -155,8 +156,9 @@ async def running(
         timeout=aiohttp.ClientTimeout(total=options.livekit_timeout_seconds), trust_env=False
     )
     others = aiohttp.ClientSession(trust_env=False)
+    bots = make_route_session()
     identity = os.environ.get("HOSTNAME") or socket.gethostname()
-    async with agents, livekit, others:
+    async with agents, livekit, others, bots:
         sessions = Sessions(
             kube=kube,
             view=view,
@@ -196,6 +198,7 @@ async def running(
                 view=view,
                 advisor=Advisor(view, sessions.demand, peers, now),
                 keys=ApiKeys(settings.api_keys_folder),
+                route_proxy=RouteProxy(bots, signer, options, metrics, now),
                 metrics=metrics,
                 options=options,
                 synced=lambda: (

@@ -9,6 +9,7 @@ from voicepool.gateway.advice import Advisor
 from voicepool.gateway.auth import ApiKeys
 from voicepool.gateway.metrics import GatewayMetrics
 from voicepool.gateway.options import GatewayOptions
+from voicepool.gateway.route_proxy import RouteProxy
 from voicepool.gateway.sessions import Sessions
 from voicepool.gateway.view import ClusterView
 
@@ -21,6 +22,7 @@ class Services:
     view: ClusterView
     advisor: Advisor
     keys: ApiKeys
+    route_proxy: RouteProxy
     metrics: GatewayMetrics
     options: GatewayOptions
     synced: Callable[[], bool]

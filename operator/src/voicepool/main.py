@@ -1,4 +1,7 @@
-"""The command line: ``voicepool operator``, ``voicepool gateway``, ``voicepool crd``. Everything else is settings (``VOICEPOOL_*``)."""
+"""The command line: ``voicepool operator``, ``voicepool gateway``, ``voicepool crd``, ``voicepool convert``.
+
+The processes have no options; everything is settings (``VOICEPOOL_*``).
+"""
 
 from __future__ import annotations
 
@@ -41,6 +44,11 @@ def _parser() -> argparse.ArgumentParser:
         "--write", type=Path, nargs="+", metavar="FOLDER", help="write it to a file in each FOLDER instead"
     )
     crd.set_defaults(run=_crd)
+    convert = commands.add_parser("convert", help="print a VoiceAgentPool made of a deployment of Pipecat Cloud")
+    convert.add_argument("file", type=Path, nargs="?", default=Path("pcc-deploy.toml"), metavar="FILE")
+    convert.add_argument("--name", help="of the pool; default: the file's agent_name")
+    convert.add_argument("--image", help="of the agent; default: the file's image")
+    convert.set_defaults(run=_convert)
     return parser
 
 
@@ -96,6 +104,29 @@ def _crd(options: argparse.Namespace) -> int:
         for folder in options.write:
             (folder / crd.FILE_NAME).write_text(crd.to_yaml())
     return 0
+
+
+def _convert(options: argparse.Namespace) -> int:
+    from voicepool import pipecat_cloud
+
+    try:
+        text = options.file.read_text(encoding="utf-8")
+        conversion = pipecat_cloud.convert(text, name=options.name, image=options.image)
+    except OSError as error:
+        return _wrong_file(f"{options.file}: {error.strerror}; name the file: voicepool convert FILE")
+    except UnicodeDecodeError:
+        return _wrong_file(f"{options.file}: it is not text in UTF-8; is this a {pipecat_cloud.FILE_NAME}?")
+    except pipecat_cloud.ConversionError as error:
+        return _wrong_file(f"{options.file}: {error}")
+    for warning in conversion.warnings:
+        print(f"voicepool: {options.file}: no counterpart: {warning}", file=sys.stderr)  # noqa: T201 - for a person
+    sys.stdout.write(pipecat_cloud.as_yaml(conversion, options.file.name))
+    return 0
+
+
+def _wrong_file(words: str) -> int:
+    print(f"voicepool: {words}", file=sys.stderr)  # noqa: T201 - for a person
+    return EXIT_BAD_SETTINGS
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from voicepool.gateway.allocator import Allocator
 from voicepool.gateway.binder import Binder
 from voicepool.kube.clock import ServerClock
 from voicepool.kube.informer import Informer
+from voicepool.kube.lease import Election
 
 from .server import Server
 
@@ -120,8 +121,14 @@ MUTANTS: dict[str, Callable[[], contextlib.AbstractContextManager[None]]] = {
     "late pod": _without(
         controller, "plan", "if wanted and failure is not None and f", "if created and failure is not None and f"
     ),
+    "lease": _without(
+        Election, "_round", "asked_at + self._times.renew_deadline_seconds", "asked_at + MAX_DURATION_SECONDS"
+    ),
     "page": _without(Informer, "_pages", *_PAGE),
     "replace": _lists_that_do_not_replace,
     "status": _status_at_any_price,
+    "taken over": _without(
+        controller, "taken_over", "return [pod for pod in pods if", "return [pod for pod in pods if False and"
+    ),
     "waiter": _without(Allocator, "_serve", "if waiter.future.done():", "if False:"),
 }

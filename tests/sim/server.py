@@ -468,7 +468,7 @@ class Client:
                     if delay_seconds:
                         await asyncio.sleep(delay_seconds)
                     self._still_alive()
-                    if fate is EventFate.CUT:
+                    if fate is EventFate.CUT or self._network.down():
                         raise Unreachable("the watch broke off")
                     if fate is not EventFate.DROPPED:
                         yield event
@@ -511,7 +511,7 @@ class Client:
     ) -> Json:
         """See `KubeApi`."""
         return await self._call(
-            "status",
+            subresource or "merge",
             name,
             lambda: self._server.merge_patch(resource, namespace, name, body, self._process.name, subresource),
         )

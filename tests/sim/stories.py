@@ -6,10 +6,13 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+from voicepool.kube.api import PODS
+
 from .server import REFUSED_IMAGE, Fate
-from .world import CALM, MOST_REPLICAS, STORM, World
+from .world import CALM, MOST_PODS, MOST_REPLICAS, QUIET_SECONDS, STORM, World
 
 STEPS = 30
+QUIET_WITH_LEASE_SECONDS = 1800.0
 
 
 def play(seed: int, story: Callable[[World], Coroutine[Any, Any, None]] | None = None) -> World:
@@ -17,6 +20,21 @@ def play(seed: int, story: Callable[[World], Coroutine[Any, Any, None]] | None =
     world = World(seed)
     world.run(story or random_story)
     return world
+
+
+def every_call(story: Callable[[int], Callable[[World], Coroutine[Any, Any, None]]]) -> int:
+    """Play a story once for each call at which a process of it can die; returns how many there are.
+
+    Args:
+        story: makes the one in which it dies at that call; it sets ``uncrashed`` where there are fewer calls.
+    """
+    call = 0
+    while True:
+        world = play(call, story(call))
+        assert not world.problems, f"dies at call {call}: {world.problems[0]}\n" + "\n".join(world.story)
+        if world.uncrashed:
+            return call
+        call += 1
 
 
 async def random_story(world: World) -> None:
@@ -27,20 +45,30 @@ async def random_story(world: World) -> None:
     world.cluster.delivery_trouble = chance.choice((0.0, 0.05, 0.2))
     operators = ["operator-a"] + (["operator-b"] if chance.random() < 0.4 else [])
     gateways = ["gateway-a"] + (["gateway-b"] if chance.random() < 0.6 else [])
+    world.leases = len(operators) > 1 and chance.random() < 0.35
+    sized = chance.random() < 0.2
     # With stale views each writer may fill the pool once by names of its own, and each gateway starts one pod for each of its callers.
-    world.invariants.overshoot_bound = MOST_REPLICAS * len(operators) + 4 * len(gateways) * (policy == "ColdStart")
-    spec = _spec(policy, chance.randrange(MOST_REPLICAS + 1), chance.randrange(2, 12), chance.choice((600, 86_400)))
+    most = MOST_PODS if sized else MOST_REPLICAS
+    world.invariants.overshoot_bound = most * len(operators) + 4 * len(gateways) * (policy == "ColdStart")
+    spec = _spec(
+        policy, chance.randrange(MOST_REPLICAS + 1), chance.randrange(2, MOST_PODS + 1), chance.choice((600, 86_400))
+    )
+    for rule in _rules(sized):
+        spec[rule] = _drawn(world, rule)
     world.create_pool(**spec)
     for name in (*operators, *gateways):
         world.start(name)
     await asyncio.sleep(chance.choice((0.0, 1.0, 15.0)))
     world.weather = chance.choice((CALM, STORM, STORM))
     for number in range(STEPS):
-        _step(world, number, spec)
+        _step(world, number, spec, sized)
         await asyncio.sleep(chance.choice((0.0, 0.01, 0.3, 3.0, 15.0)) * chance.random())
         if world.problems:
             return
-    await world.settle()
+    if chance.random() < 0.15:
+        world.delete_pool()
+    # A Lease is renewed each two seconds, which costs more than all else here: less of the same has to do.
+    await world.settle(quiet_seconds=QUIET_WITH_LEASE_SECONDS if world.leases else QUIET_SECONDS)
 
 
 def _spec(policy: str, replicas: int, max_pods: int, duration_seconds: int) -> dict[str, Any]:
@@ -53,15 +81,66 @@ def _spec(policy: str, replicas: int, max_pods: int, duration_seconds: int) -> d
     }
 
 
-def _step(world: World, number: int, spec: dict[str, Any]) -> None:
+def _rules(sized: bool) -> list[str]:
+    """Fields of a spec that say how, and not how many."""
+    return ["placement", "disruption", "drainSeconds", "updateStrategy", *(["headroom"] if sized else [])]
+
+
+def _drawn(world: World, rule: str) -> Any:
+    chance = world.chance
+    match rule:
+        case "placement":
+            return chance.choice(("Packed", "Spread"))
+        case "disruption":
+            return chance.choice(("Never", "Never", "OnUpgrade", "Always"))
+        case "drainSeconds":
+            return chance.choice((0, 0, 20, 300))
+        case "updateStrategy":
+            return chance.choice(
+                (
+                    {"type": "RollingUpdate"},
+                    {"type": "OnReplenish"},
+                    {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1}},
+                    {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": "50%", "maxUnavailable": "50%"}},
+                )
+            )
+        case _:
+            return {
+                "mode": chance.choice(("Native", "Native", "Advise")),
+                "percentage": chance.choice((0, 50, 150)),
+                "missRate": chance.choice((0.01, 0.3)),
+                # A minute after the story begins, and 45 minutes after: long before all has to be quiet.
+                "schedules": [
+                    {"cron": "1 0 * * *", "warmPods": chance.randrange(6)},
+                    {"cron": "45 1 * * *", "timeZone": "Europe/Berlin", "warmPods": chance.randrange(6)},
+                ],
+            }
+
+
+def _step(world: World, number: int, spec: dict[str, Any], sized: bool) -> None:
     """One thing happens."""
     chance = world.chance
     match chance.choices(
-        ("call", "burst", "again", "gone", "end", "scale", "image", "pod", "delete", "kill", "crash", "freeze", "sky"),
-        (24, 6, 8, 4, 4, 14, 6, 8, 3, 6, 8, 4, 10),
+        (
+            "call",
+            "burst",
+            "again",
+            "gone",
+            "end",
+            "scale",
+            "rule",
+            "image",
+            "pod",
+            "delete",
+            "kill",
+            "crash",
+            "freeze",
+            "sky",
+        ),
+        (24, 6, 8, 4, 4, 14, 6, 6, 10, 3, 6, 8, 4, 10),
     )[0]:
         case "call":
-            world.start_session(f"s{number}", keyed=chance.random() < 0.6)
+            world.start_session(f"s{number}", keyed=chance.random() < 0.6, stays=chance.random() < 0.2)
         case "burst":
             for one in range(chance.randrange(2, 5)):
                 world.start_session(f"s{number}-{one}", keyed=chance.random() < 0.5)
@@ -78,7 +157,10 @@ def _step(world: World, number: int, spec: dict[str, Any]) -> None:
             if chance.random() < 0.8:
                 world.change_pool(replicas=chance.randrange(MOST_REPLICAS + 1))
             else:
-                world.change_pool(maxPods=chance.randrange(2, 12))
+                world.change_pool(maxPods=chance.randrange(2, MOST_PODS + 1))
+        case "rule":
+            rule = chance.choice(_rules(sized))
+            world.change_pool(**{rule: _drawn(world, rule)})
         case "image":
             world.new_image(chance.choice((number, number, 1, REFUSED_IMAGE)))
         case "pod":
@@ -107,7 +189,11 @@ def _create_again(world: World, spec: dict[str, Any]) -> None:
 def _trouble_with_a_pod(world: World) -> None:
     chance = world.chance
     alive = [agent for agent in world.cluster.agents.values() if agent.alive]
-    if chance.random() < 0.2:
+    kind = chance.random()
+    pods = world.server.all(PODS)
+    if kind < 0.25 and pods:
+        world.evictions.evict(chance.choice(pods))
+    elif kind < 0.4:
         node = chance.choice(sorted(world.cluster.nodes))
         if world.cluster.nodes[node]:
             world.tell("world", f"{node} is gone")

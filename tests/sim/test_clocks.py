@@ -12,7 +12,7 @@ from voicepool.kube.api import PODS
 
 from .mutants import MUTANTS
 from .stories import play
-from .world import POD_SETTINGS, World
+from .world import World
 
 MAX_DURATION_SECONDS = 600
 WRONG = [-86_400.0, 86_400.0]
@@ -37,7 +37,7 @@ def operator_with(wrong_seconds: float) -> Callable[[World], Coroutine[Any, Any,
             await asyncio.sleep(10.0)
             if world.invariants.creates > 3:
                 break
-        problems = world.invariants.not_converged(POD_SETTINGS)
+        problems = world.invariants.not_converged()
         if problems or world.invariants.creates != 3 or world.invariants.deletes:
             world.wrong(f"{world.invariants.creates} creates, {world.invariants.deletes} deletes, {problems}")
 

@@ -89,7 +89,8 @@ async def a_failed_cold_start_and_max_pods(world: World) -> None:
     await asyncio.sleep(8.0)
     world.change_pool(replicas=1)
     await asyncio.sleep(20.0)
-    made = [change for change in world.server.log if change.actor == "operator-a" and change.kind == "ADDED"]
+    made = [change for change in world.server.log if (change.actor, change.kind) == ("operator-a", "ADDED")]
+    made = [change for change in made if change.resource == PODS]
     if len(made) != 1:
         world.wrong(f"the operator created {len(made)} pods for one place")
     await world.settle(settling_seconds=120.0, quiet_seconds=60.0)

@@ -63,6 +63,31 @@ def test_an_informer_that_takes_the_pages_that_came_for_the_whole_list_is_found(
         assert play(1, broken_list("operator-a", "pods", Fate.FAILED_BEFORE)).problems
 
 
+async def pods_that_vanish_unseen(world: World) -> None:
+    """While the API server is away for the operator, a node is lost with its pods, and the history of that is compacted."""
+    world.create_pool(replicas=4, session={"retentionSeconds": 30})
+    for name in ("operator-a", "gateway-a"):
+        world.start(name)
+    await asyncio.sleep(20.0)
+    world.down_until = world.loop.time() + 60.0
+    for node in world.cluster.nodes:
+        world.cluster.lose_node(node)
+    await asyncio.sleep(50.0)
+    world.server.compacted = world.server.revision
+    await asyncio.sleep(60.0)
+    await world.settle(settling_seconds=60.0, quiet_seconds=900.0)
+
+
+def test_pods_that_vanish_while_nobody_can_look_are_replaced() -> None:
+    world = play(1, pods_that_vanish_unseen)
+    assert not world.problems, "\n".join(world.story)
+
+
+def test_an_informer_that_keeps_what_a_list_does_not_show_any_more_is_found() -> None:
+    with MUTANTS["replace"]():
+        assert play(1, pods_that_vanish_unseen).problems
+
+
 @pytest.mark.parametrize("fate", [Fate.CRASH_BEFORE, Fate.CRASH_AFTER, Fate.LOST_BEFORE, Fate.FAILED_BEFORE])
 def test_an_operator_that_dies_where_it_reads_the_pod_whose_delete_was_refused_goes_on_from_there(fate: Fate) -> None:
     async def story(world: World) -> None:

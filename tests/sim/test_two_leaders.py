@@ -8,7 +8,7 @@ from voicepool.kube.api import POOLS
 
 from .mutants import MUTANTS
 from .stories import play
-from .world import POD_SETTINGS, World
+from .world import World
 
 MOST_STATUS_WRITES = 40
 """In 25 minutes, by both of them: the intervals double up to five minutes. One each second would be 3,000."""
@@ -35,7 +35,7 @@ async def story(world: World) -> None:
     if len(writes) > MOST_STATUS_WRITES:
         world.wrong(f"{len(writes)} status writes against each other")
     await asyncio.sleep(1000.0)
-    for words in world.invariants.not_converged(POD_SETTINGS):
+    for words in world.invariants.not_converged():
         world.wrong(words)
 
 

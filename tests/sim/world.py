@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from prometheus_client import CollectorRegistry
 
-from voicepool.controller import Controller, ControllerSettings, PoolStore, pod_informer
+from voicepool.controller import Controller, ControllerSettings, PoolStore, budget_informer, pod_informer
 from voicepool.gateway.allocator import Allocator
 from voicepool.gateway.assignments import Signer
 from voicepool.gateway.errors import GatewayError
@@ -28,15 +28,18 @@ from voicepool.gateway.requests import Started, StartRequest
 from voicepool.gateway.server import _cold_pods, _pod_handler, _pool_handler
 from voicepool.gateway.sessions import Sessions
 from voicepool.gateway.view import ClusterView
-from voicepool.kube.api import PODS, POOLS, Gone, Json, KubeApiError, NotFound
+from voicepool.kube.api import BUDGETS, LEASES, PODS, POOLS, Gone, Json, KubeApiError, NotFound
 from voicepool.kube.clock import ServerClock
 from voicepool.kube.convert import pod_from_json, pool_from_json
 from voicepool.kube.informer import Informer
+from voicepool.kube.lease import Election
 from voicepool.metrics import OperatorMetrics
 from voicepool.model import LABEL_POOL, BindState, PodFact, PoolFact
 from voicepool.podspec import PodSettings
 
 from .cluster import Cluster, SimulatedCourier, SimulatedRooms
+from .evictions import Evictions
+from .history import History
 from .invariants import Calls, Invariants
 from .loop import Process, SeededLoop
 from .server import NEXT_PAGE, REFUSED_IMAGE, Change, Client, EventFate, Fate, Server
@@ -48,6 +51,7 @@ SETTLING_SECONDS = 4000.0
 LAST_CALL_SECONDS = 300.0
 QUIET_SECONDS = 2 * 3600.0
 MOST_REPLICAS = 5
+MOST_PODS = 11
 WRITES_WITHOUT_CAUSE = 50
 """Deadlines and back-offs pass without a write of anybody's."""
 
@@ -141,8 +145,14 @@ class World:
         self.server = Server(self.now)
         self.server.observers.append(self._write_down)
         self.cluster = Cluster(self.server, self.loop, self.chance, self.now, self.tell, self.wrong)
+        self.evictions = Evictions(self.server, self.loop, self.chance, self.tell)
         self.calls = Calls()
-        self.invariants = Invariants(self.server, self.cluster, self.calls, self.now, self.wrong)
+        history = History(self.server, self.now, POD_SETTINGS)
+        self.invariants = Invariants(
+            self.server, self.cluster, self.evictions, history, self.calls, self.now, self.wrong
+        )
+        self.leases = False
+        """Whether operators ask for the Lease; without it each of them leads."""
         self.weather = CALM
         self.down_until = 0.0
         self.crash_at: dict[str, tuple[int, Fate]] = {}
@@ -158,6 +168,7 @@ class World:
         self.callers: dict[str, Call] = {}
         self.gateways: dict[str, Gateway] = {}
         self.processes: dict[str, Process] = {}
+        self._candidates = 0
         self.leaks = 0
         """Bound pods at the end to whose agents the session never came."""
         self.uncrashed = False
@@ -179,6 +190,8 @@ class World:
         self.tell("!!!", words)
 
     def _write_down(self, change: Change) -> None:
+        if _is_routine(change):
+            return
         metadata = change.new["metadata"]
         labels = metadata.get("labels") or {}
         verb = {"ADDED": "creates", "MODIFIED": "changes", "DELETED": "removes"}[change.kind]
@@ -189,6 +202,8 @@ class World:
             words += ", Ready" if ready else ""
             words += f", session {labels['voicepool.dev/session']}" if "voicepool.dev/session" in labels else ""
             words += ", to be deleted" if "deletionTimestamp" in metadata else ""
+        elif change.resource == LEASES:
+            words += f": held by {change.new['spec']['holderIdentity'] or 'nobody'}"
         self.tell(change.actor, words)
 
     # -- the network (see `Network`) -----------------------------------------------------------------------------------------------
@@ -330,6 +345,8 @@ class World:
         clock = self._clock(process)
         client = Client(self.server, self, process, clock)
         pods = pod_informer(client, None, jitter=self.chance)
+        budgets = budget_informer(client, None, jitter=self.chance)
+        election = self._election(process, clock) if self.leases else None
         controller = Controller(
             client,
             pods,
@@ -338,13 +355,39 @@ class World:
             OperatorMetrics(CollectorRegistry()),
             clock.now,
             ControllerSettings(workers=2, orphan_retention_seconds=60, resync_seconds=300.0),
+            may_write=lambda: election is None or election.leading(),
             jitter=self.chance,
+            budgets=budgets,
             ask_agent=SimulatedCourier(self.cluster, process, self.chance).status,
         )
+
+        async def work() -> None:
+            if election is None:
+                await controller.work()
+            else:
+                await pods.synced.wait()
+                await controller.pools_listed.wait()
+                await election.run(controller.work)
+
         async with asyncio.TaskGroup() as group:
             group.create_task(pods.run())
-            group.create_task(controller.run())
+            group.create_task(budgets.run())
+            group.create_task(controller.watch())
+            group.create_task(work())
             group.create_task(_watch_pools(client, controller))
+
+    def _election(self, process: Process, clock: ServerClock) -> Election:
+        self._candidates += 1
+        return Election(
+            Client(self.server, self, process, clock),
+            NAMESPACE,
+            "voicepool",
+            # A process that is started again is another candidate.
+            f"{process.name}/{self._candidates}",
+            clock=self.loop.time,
+            now=clock.now,
+            jitter=self.chance,
+        )
 
     async def _gateway(self, process: Process) -> None:
         clock = self._clock(process)
@@ -382,7 +425,8 @@ class World:
 
     def create_pool(self, name: str = POOL, **spec: Any) -> None:
         """Apply a pool; by default the one that all else here is about."""
-        self.server.create(POOLS, NAMESPACE, {"metadata": {"name": name}, "spec": {**_template(1), **spec}}, "user")
+        body = {**_template(1), **{field: value for field, value in spec.items() if value is not None}}
+        self.server.create(POOLS, NAMESPACE, {"metadata": {"name": name}, "spec": body}, "user")
 
     def change_pool(self, **spec: Any) -> None:
         """Change fields of its spec, if it is there."""
@@ -527,6 +571,7 @@ class World:
         await asyncio.sleep(settling_seconds)
         self.server.collect_garbage()
         await asyncio.sleep(60.0)
+        self.invariants.calm = True
         for call in self.callers.values():
             if any(not task.done() for task in call.tasks):
                 self.wrong(f"nobody ever answers the caller of {call.session}")
@@ -549,7 +594,7 @@ class World:
         self.tell("world", "from here on nobody has a reason to write")
         revision = self.server.revision
         await asyncio.sleep(quiet_seconds)
-        since = self.server.log[revision:]
+        since = [change for change in self.server.log[revision:] if change.resource != LEASES]
         # A pod that reaches its deadline is news, and is written down.
         if since and since[0].actor in self.processes:
             self.wrong(f"{since[0].actor} wrote to a settled pool")
@@ -560,9 +605,10 @@ class World:
         While one of those has missed an event, it may create what the other deletes: the Lease is there so that this cannot go on.
         """
         operators = [name for name in self.processes if name.startswith("operator")]
-        written = [change for change in self.server.log if change.actor in operators]
-        others = len(self.server.log) - len(written)
-        judged = sum(len(operators) == 1 or change.resource == POOLS for change in written)
+        changes = [change for change in self.server.log if change.resource != LEASES]
+        written = [change for change in changes if change.actor in operators]
+        others = len(changes) - len(written)
+        judged = sum(self.leases or len(operators) == 1 or change.resource == POOLS for change in written)
         if judged > len(operators) * (2 * others + WRITES_WITHOUT_CAUSE):
             self.wrong(f"the operators wrote {judged} times, while {others} writes of others gave them reason to")
 
@@ -570,7 +616,7 @@ class World:
         return any(fact.ready for fact in map(pod_from_json, self.server.all(PODS)) if fact and not fact.session)
 
     def _check_converged(self) -> None:
-        for words in self.invariants.not_converged(POD_SETTINGS):
+        for words in self.invariants.not_converged():
             self.wrong(f"not converged: {words}")
 
 
@@ -608,6 +654,16 @@ def _hand_on(kind: str, obj: Json, controller: Controller) -> None:
         controller.pool_deleted((metadata["namespace"], metadata["name"]), metadata["uid"])
     elif pool is not None:
         controller.pool_changed(pool)
+
+
+def _is_routine(change: Change) -> bool:
+    """The renewal of a Lease, or a count in a budget."""
+    if change.old is None or change.kind == "DELETED":
+        return False
+    before, after = change.old["spec"], change.new["spec"]
+    if change.resource == LEASES:
+        return bool(before["holderIdentity"] == after["holderIdentity"])
+    return change.resource == BUDGETS and bool(before == after)
 
 
 def _template(number: int | str) -> Json:

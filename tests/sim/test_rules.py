@@ -1,0 +1,145 @@
+"""What the fields of a pool promise, each in a story of its own: budgets, limits of a deleted pool's calls, sizing, rollouts as pods are taken."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from voicepool.kube.api import BUDGETS, PODS, Json
+from voicepool.model import LABEL_STATE
+
+from .mutants import MUTANTS
+from .stories import play
+from .world import World
+
+BRIEF: dict[str, Any] = {"session": {"retentionSeconds": 30}}
+
+
+async def call(world: World, **spec: Any) -> Json:
+    """A pool and one call of it that does not end by itself; returns its pod as it was bound."""
+    world.create_pool(**{"replicas": 1, **BRIEF, **spec})
+    for name in ("operator-a", "gateway-a"):
+        world.start(name)
+    await asyncio.sleep(20.0)
+    world.start_session("mine", keyed=True, stays=True)
+    await asyncio.sleep(5.0)
+    return pod_of_call(world)
+
+
+def pod_of_call(world: World) -> Json:
+    (pod,) = (pod for pod in world.server.all(PODS) if pod["metadata"]["labels"][LABEL_STATE] == "bound")
+    return pod
+
+
+def goes_on(world: World) -> bool:
+    """Whether the call has its agent."""
+    return any(agent.in_session and agent.session == "mine" for agent in world.cluster.agents.values())
+
+
+def all_well(world: World) -> None:
+    assert not world.problems, "\n".join(world.story)
+
+
+@pytest.mark.parametrize(("disruption", "refused"), [("Never", True), ("OnUpgrade", False), ("Always", False)])
+def test_a_call_is_evicted_only_where_its_pool_allows_that(disruption: str, refused: bool) -> None:
+    async def story(world: World) -> None:
+        pod = await call(world, disruption=disruption)
+        world.evictions.evict(pod)
+        await asyncio.sleep(1.0)
+        assert ("deletionTimestamp" not in pod_of_call(world)["metadata"]) == refused
+        await world.settle(settling_seconds=60.0, quiet_seconds=60.0)
+
+    all_well(play(1, story))
+
+
+def test_the_calls_of_a_deleted_pool_keep_their_budget_to_their_end_and_no_longer() -> None:
+    async def story(world: World) -> None:
+        pod = await call(world)
+        world.delete_pool()
+        await asyncio.sleep(600.0)
+        assert world.evictions.is_refused(pod_of_call(world))
+        world.cluster.finish(world.cluster.agents[pod["metadata"]["uid"]], "the caller left")
+        await asyncio.sleep(90.0)
+        assert not world.server.all(BUDGETS)
+
+    all_well(play(1, story))
+
+
+def test_a_call_goes_on_for_the_seconds_that_its_pool_gave_it_and_is_ended_then() -> None:
+    async def story(world: World) -> None:
+        await call(world, drainSeconds=300)
+        world.delete_pool()
+        await asyncio.sleep(295.0)
+        assert goes_on(world)
+        # An agent that does not end has 30 seconds of grace.
+        await asyncio.sleep(45.0)
+        assert not goes_on(world)
+
+    all_well(play(1, story))
+
+
+async def deleted_twice(world: World) -> None:
+    """The pool comes back while its call's time runs, and goes again long after."""
+    await call(world, drainSeconds=60)
+    world.delete_pool()
+    await asyncio.sleep(20.0)
+    world.create_pool(drainSeconds=60, **BRIEF)
+    await asyncio.sleep(600.0)
+    world.delete_pool()
+    await asyncio.sleep(50.0)
+    if not goes_on(world):
+        world.wrong("the call is over before its time")
+
+
+def test_a_call_that_a_new_pool_has_taken_over_has_its_time_again_when_that_pool_is_deleted() -> None:
+    all_well(play(1, deleted_twice))
+
+
+def test_an_operator_that_leaves_the_old_end_of_such_a_call_is_found() -> None:
+    with MUTANTS["taken over"]():
+        assert "which is bound to session mine and has not ended" in play(1, deleted_twice).problems[0]
+
+
+def test_a_schedule_fills_the_pool_at_its_minute_and_empties_it_at_the_next() -> None:
+    async def story(world: World) -> None:
+        schedules = [
+            {"cron": "10 0 * * *", "warmPods": 4},
+            {"cron": "30 1 * * *", "timeZone": "Europe/Berlin", "warmPods": 0},
+        ]
+        world.create_pool(replicas=1, headroom={"mode": "Native", "schedules": schedules}, **BRIEF)
+        world.start("operator-a")
+        for seconds, pods in ((590.0, 1), (610.0, 4), (1790.0, 4), (1810.0, 1)):
+            await asyncio.sleep(seconds - world.loop.time())
+            if len(world.server.all(PODS)) != pods:
+                world.wrong(f"{len(world.server.all(PODS))} pods after {seconds:.0f} s")
+            if seconds == 610.0:
+                await asyncio.sleep(60.0)
+                revision = world.server.revision
+            if seconds == 1790.0 and world.server.revision != revision:
+                world.wrong("somebody wrote between the minutes of the schedules")
+
+    all_well(play(1, story))
+
+
+def test_with_on_replenish_a_new_template_comes_only_as_pods_are_taken() -> None:
+    async def story(world: World) -> None:
+        world.create_pool(replicas=3, updateStrategy={"type": "OnReplenish"}, **BRIEF)
+        for name in ("operator-a", "gateway-a"):
+            world.start(name)
+        await asyncio.sleep(20.0)
+        world.new_image(2)
+        await asyncio.sleep(400.0)
+        assert (world.invariants.creates, world.invariants.deletes) == (3, 0)
+        for caller in ("one", "two", "three"):
+            world.start_session(caller, keyed=True, stays=True)
+        await asyncio.sleep(20.0)
+        images = sorted(
+            (pod["metadata"]["labels"][LABEL_STATE], pod["spec"]["containers"][0]["image"])
+            for pod in world.server.all(PODS)
+        )
+        assert [image for state, image in images if state == "warm"] == ["example.org/agent:2"] * 3
+        await world.settle(settling_seconds=120.0, quiet_seconds=60.0)
+
+    all_well(play(1, story))

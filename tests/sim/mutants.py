@@ -130,5 +130,9 @@ MUTANTS: dict[str, Callable[[], contextlib.AbstractContextManager[None]]] = {
     "taken over": _without(
         controller, "taken_over", "return [pod for pod in pods if", "return [pod for pod in pods if False and"
     ),
+    "stale budget": _without(
+        Controller, "_keep_budget", ", *await _together([self._read_budget(namespace, name)])", ""
+    ),
+    "unseen call": _without(Controller, "_clean_up_after", "if await self._has_calls(key):", "if False:"),
     "waiter": _without(Allocator, "_serve", "if waiter.future.done():", "if False:"),
 }

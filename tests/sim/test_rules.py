@@ -67,6 +67,63 @@ def test_the_calls_of_a_deleted_pool_keep_their_budget_to_their_end_and_no_longe
     all_well(play(1, story))
 
 
+async def call_that_the_operator_has_not_seen(world: World) -> None:
+    """A pod is started for a caller and bound to its call, of which the operator hears nothing; then the pool is deleted."""
+    world.create_pool(replicas=0, onEmpty={"policy": "ColdStart"}, **BRIEF)
+    for name in ("operator-a", "gateway-a"):
+        world.start(name)
+    # Long enough that nobody acts on a time without the pool any more.
+    await asyncio.sleep(200.0)
+    world.deaf.add("operator-a")
+    world.start_session("mine", keyed=True, stays=True)
+    await asyncio.sleep(20.0)
+    world.deaf.clear()
+    world.delete_pool()
+    await asyncio.sleep(600.0)
+    pod = pod_of_call(world)
+    if not world.evictions.is_refused(pod):
+        world.wrong("the call may be evicted")
+    world.cluster.finish(world.cluster.agents[pod["metadata"]["uid"]], "the caller left")
+    await asyncio.sleep(90.0)
+    if world.server.all(BUDGETS):
+        world.wrong("the budget is still there")
+
+
+def test_a_call_that_the_operator_has_not_seen_keeps_the_budget_of_its_deleted_pool() -> None:
+    all_well(play(1, call_that_the_operator_has_not_seen))
+
+
+def test_an_operator_that_asks_only_its_own_copy_for_calls_is_found() -> None:
+    with MUTANTS["unseen call"]():
+        assert "which calls of it need" in play(1, call_that_the_operator_has_not_seen).problems[0]
+
+
+async def budget_that_has_changed_unseen(world: World) -> None:
+    """Kubernetes counts a call in the budget's status; the operator hears nothing of that, and then has to delete the budget."""
+    world.create_pool(replicas=0, **BRIEF)
+    world.start("operator-a")
+    await asyncio.sleep(20.0)
+    world.deaf.add("operator-a")
+    (budget,) = world.server.all(BUDGETS)
+    key, uid = ("calls", budget["metadata"]["name"]), budget["metadata"]["uid"]
+    world.server.change(BUDGETS, key, uid, "disruption controller", lambda one: one.update(status={"expectedPods": 1}))
+    await asyncio.sleep(5.0)
+    world.deaf.clear()
+    world.delete_pool()
+    await asyncio.sleep(400.0)
+    if world.server.all(BUDGETS):
+        world.wrong("the budget is still there")
+
+
+def test_a_budget_that_has_changed_unseen_goes_with_its_pool() -> None:
+    all_well(play(1, budget_that_has_changed_unseen))
+
+
+def test_an_operator_that_asks_for_a_delete_of_the_old_version_again_and_again_is_found() -> None:
+    with MUTANTS["stale budget"]():
+        assert play(1, budget_that_has_changed_unseen).problems
+
+
 def test_a_call_goes_on_for_the_seconds_that_its_pool_gave_it_and_is_ended_then() -> None:
     async def story(world: World) -> None:
         await call(world, drainSeconds=300)

@@ -667,6 +667,39 @@ class TestBudget:
             await until(lambda: it.value("voicepool_reconcile_seconds_count", outcome="ok") > looked)
             assert server.names(BUDGETS) == ["demo-bound"]
 
+    async def test_a_call_that_our_copy_does_not_show_at_all_keeps_it(
+        self, server: ApiServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(controller_module, "UNSEEN_CALLS_SECONDS", 0.01)
+        put_pool(server, replicas=0)
+        async with running(server) as it:
+            await until(lambda: server.names(BUDGETS) != [])
+            server.muted = True
+            await asyncio.sleep(0)
+            labels = {"voicepool.dev/pool": "demo", "voicepool.dev/state": "bound"}
+            server.put(PODS, {"metadata": {"name": "call", "labels": labels}})
+            uid = server.objects["voiceagentpools", "calls", "demo"]["metadata"]["uid"]
+            server.vanish(POOLS, "demo")
+            looked = it.value("voicepool_reconcile_seconds_count", outcome="ok")
+            it.controller.pool_deleted(KEY, uid)
+            await until(lambda: it.value("voicepool_reconcile_seconds_count", outcome="ok") > looked + 3)
+            assert server.names(BUDGETS) == ["demo-bound"]
+            server.change(PODS, "call", status={"phase": "Succeeded"})
+            await until(lambda: not server.names(BUDGETS))
+
+    async def test_one_that_has_changed_unseen_is_read_anew_and_deleted(self, server: ApiServer) -> None:
+        put_pool(server, replicas=0)
+        async with running(server) as it:
+            await until(lambda: server.names(BUDGETS) != [])
+            server.muted = True
+            await asyncio.sleep(0)
+            server.change(BUDGETS, "demo-bound", status={"expectedPods": 1})
+            uid = server.objects["voiceagentpools", "calls", "demo"]["metadata"]["uid"]
+            server.vanish(POOLS, "demo")
+            it.controller.pool_deleted(KEY, uid)
+            await until(lambda: not server.names(BUDGETS))
+            assert it.value("voicepool_write_conflicts_total", operation="budget") == 1
+
     async def test_one_that_was_left_behind_is_found(self, server: ApiServer) -> None:
         server.put(BUDGETS, budget("calls", "demo"))
         async with running(server):

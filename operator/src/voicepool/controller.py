@@ -50,7 +50,7 @@ from voicepool.kube.api import (
 from voicepool.kube.convert import AGENT_PODS, budget_from_json, pod_from_json, pool_from_json
 from voicepool.kube.informer import Informer, Key
 from voicepool.metrics import POD_STATES, OperatorMetrics
-from voicepool.model import LABEL_POOL, BindState, Disruption, PodFact, PoolFact
+from voicepool.model import LABEL_POOL, LABEL_STATE, BindState, Disruption, PodFact, PoolFact
 from voicepool.plan import (
     DeleteReason,
     Plan,
@@ -84,6 +84,8 @@ LOOK_AGAIN_SECONDS = 0.2
 """How long a change of a pod may wait that asks for no pod to be created: it shows in the status, or lets a rollout go on."""
 LIST_AGAIN_SECONDS = 2.0
 """After a list of pools that failed: before the first one the operator cannot lead."""
+UNSEEN_CALLS_SECONDS = 60.0
+"""How often it is asked whether the calls of a pool that is gone have ended, where its pods are not in our copy."""
 SLOW_START_FIRST = 2
 WRITES_IN_A_TURN = 128
 """Of creates, and of deletes. Then the pool goes to the end of the queue, so that one that needs thousands does not keep a worker from the others."""
@@ -684,7 +686,11 @@ class Controller:
         # been bound since; its owner's end takes it away, or the watch shows its call.
         alive = any(not pod.finished for pod in pods)
         if not alive and self._budget_of(key) is not None and await self._is_gone(key):
-            failures += await self._keep_budget(key, wanted=False)
+            if await self._has_calls(key):
+                # Their pods have not come to our copy, so nothing will tell us of their end.
+                self.queue.add_after(key, UNSEEN_CALLS_SECONDS)
+            else:
+                failures += await self._keep_budget(key, wanted=False)
         if moments:
             self.queue.add_after(key, (min(moments) - now).total_seconds())
         if failures:
@@ -712,6 +718,20 @@ class Controller:
         except NotFound:
             return True
         return False
+
+    async def _has_calls(self, key: Key) -> bool:
+        """Ask the API server itself: a budget is deleted once, and nobody would make another one for a call that our copy did not show."""
+        namespace, name = key
+        selector = f"{LABEL_POOL}={name},{LABEL_STATE}={BindState.BOUND.value}"
+        token = ""
+        while True:
+            page = await self._api.list_page(PODS, namespace, label_selector=selector, continue_token=token)
+            for pod in filter(None, map(pod_from_json, page.get("items") or ())):
+                if (pod.pool, pod.state) == (name, BindState.BOUND) and not pod.finished:
+                    return True
+            token = page["metadata"].get("continue") or ""
+            if not token:
+                return False
 
     def _budget_of(self, key: Key) -> BudgetFact | None:
         if self._budgets is None or not self._budgets.synced.is_set():
@@ -746,9 +766,17 @@ class Controller:
             self._metrics.conflicts.labels("budget").inc()
         except NotFound:
             self._metrics.conflicts.labels("budget").inc()
+        except Conflict as error:
+            self._metrics.conflicts.labels("budget").inc()
+            return [error, *await _together([self._read_budget(namespace, name)])]
         except KubeApiError as error:
             return [error]
         return []
+
+    async def _read_budget(self, namespace: str, name: str) -> None:
+        """Take a budget over as it is now: Kubernetes counts in it all the time, and a watch may have missed the last of that."""
+        if self._budgets is not None:
+            self._budgets.apply(await self._api.get(BUDGETS, namespace, name))
 
     def _count(self, pool: PoolFact, decided: Plan) -> None:
         for state in POD_STATES:

@@ -40,7 +40,7 @@ def main() -> None:
 async def _run() -> int:
     from loguru import logger
 
-    from voicepool_agent import lazy_packages, other_transports, pipecat_cloud
+    from voicepool_agent import deferred, lazy_packages, other_transports, pipecat_cloud
     from voicepool_agent.assignments import OrderVerifier
     from voicepool_agent.bot_routes import BotRoutes
     from voicepool_agent.host import Host, State
@@ -58,6 +58,7 @@ async def _run() -> int:
         write_termination_message(termination_message_path(os.environ), str(error))
         return 1
     lazy_packages.install()
+    deferred.install()
     other_transports.install()
     pipecat_cloud.install()
     redact = Redactor()

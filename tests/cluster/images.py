@@ -1,7 +1,8 @@
 """Builds the container images, with Docker where its engine answers, else with buildah; the same Dockerfiles serve both.
 
 Without an engine the Python base is made from the distribution, since buildah alone is used where no image registry may be reachable. An image
-carries a hash of all that went into it as a label, and is built again only when that has changed.
+carries a hash of all that went into it as a label, and is built again only when that has changed. Beside each image of ours lies its bill of materials:
+`sbom/NAME.cdx.json` in the cache folder, as it is in the image.
 
     python -m tests.cluster.images build [base operator agent keyless livekit] [--base IMAGE]
 """
@@ -31,6 +32,8 @@ from tests.cluster.progress import Progress
 
 ROOT = Path(__file__).parents[2]
 LABEL = "dev.voicepool.inputs"
+SBOM = "/opt/voicepool/sbom.cdx.json"
+"""Where an image of ours has its bill of materials (CycloneDX, JSON)."""
 SUITE = "trixie"
 BASE = f"localhost/voicepool-base:{SUITE}"
 BASE_PACKAGES = ("ca-certificates", "python3", "python3-venv", "tini")
@@ -70,13 +73,19 @@ class Image:
     expected_seconds: float
 
 
-_AGENT_SOURCES = ("agent-image/Dockerfile", "agent-image/slim", "agent-image/requirements.txt", "agent-image/src")
+_AGENT_SOURCES = (
+    "agent-image/Dockerfile",
+    "agent-image/requirements.txt",
+    "agent-image/sbom",
+    "agent-image/slim",
+    "agent-image/src",
+)
 IMAGES = {
     "operator": Image(
         "localhost/voicepool-operator:dev",
         "operator/Dockerfile",
         "",
-        ("operator/Dockerfile", "agent-image/slim", "operator/requirements.txt", "operator/src"),
+        ("operator/Dockerfile", "agent-image/sbom", "agent-image/slim", "operator/requirements.txt", "operator/src"),
         45,
     ),
     "agent": Image(
@@ -209,6 +218,20 @@ class Builder:
                 do=f"mend what the last lines say; the build was: {dockerfile}",
             )
 
+    def read(self, name: str, path: str) -> str:
+        """The text of a file of an image."""
+        if self.program == "docker":
+            return run("docker", "run", "--rm", "--entrypoint", "cat", name, path)
+        container = run("buildah", "from", name).strip()
+        try:
+            return run("buildah", "run", "--isolation", "chroot", container, "--", "cat", path)
+        finally:
+            run("buildah", "rm", container)
+
+    def remove(self, name: str) -> None:
+        """Remove an image."""
+        run(self.program, *(["image", "rm"] if self.program == "docker" else ["rmi"]), name)
+
     def size_bytes(self, name: str) -> int:
         """Size of an image, unpacked."""
         if self.program == "docker":
@@ -274,14 +297,23 @@ def build_all(progress: Progress, which: Sequence[str] = ALL, base: str = "") ->
     return {name: builder.size_bytes(name) for name in names}
 
 
+def sbom_of(image: Image) -> Path:
+    """Where the copy of an image's bill of materials lies."""
+    name = image.name.rpartition("/")[2].partition(":")[0]
+    return cache_folder(os.environ) / "sbom" / f"{name}.cdx.json"
+
+
 def _build_image(builder: Builder, image: Image, base: str, progress: Progress) -> None:
     parts = source_files(ROOT, image.sources)
     parts["base"] = (builder.inputs_of(base) or base).encode()
     inputs = hash_of(parts)
-    if builder.inputs_of(image.name) == inputs:
+    sbom = sbom_of(image)
+    if builder.inputs_of(image.name) == inputs and sbom.exists():
         return
     with progress.step(f"building {image.name} with {builder.program}", image.expected_seconds):
         builder.build(image.name, ROOT / image.dockerfile, ROOT, inputs=inputs, target=image.target, base=base)
+        sbom.parent.mkdir(parents=True, exist_ok=True)
+        sbom.write_text(builder.read(image.name, SBOM))
 
 
 def _build_base(builder: Builder, progress: Progress) -> None:

@@ -22,13 +22,7 @@ def main() -> None:
     # Building makes a quarter of a million objects that all stay; looking for garbage among them takes a third of the
     # time. The host collects when it has parked.
     gc.disable()
-    os.environ.setdefault("LOGURU_AUTOINIT", "False")
-    # Models come with packages; a library that would fetch one at run time fails at once instead.
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    # ONNX Runtime reports its use to its maker unless told not to; what an agent does is nobody's business.
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-    # As Pipecat's own runner does: bots take the noise filter that only Pipecat Cloud's images have when it is not.
-    os.environ.setdefault("ENV", "local")
+    prepare_imports()
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
     code = loop.run_until_complete(_run())
@@ -37,10 +31,26 @@ def main() -> None:
     os._exit(code)
 
 
+def prepare_imports() -> None:
+    """Set and install what has to be there before Pipecat or a bot is imported."""
+    os.environ.setdefault("LOGURU_AUTOINIT", "False")
+    # Models come with packages; a library that would fetch one at run time fails at once instead.
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    # ONNX Runtime reports its use to its maker unless told not to; what an agent does is nobody's business.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    # As Pipecat's own runner does: bots take the noise filter that only Pipecat Cloud's images have when it is not.
+    os.environ.setdefault("ENV", "local")
+    from voicepool_agent import deferred, lazy_packages, other_transports, pipecat_cloud
+
+    lazy_packages.install()
+    deferred.install()
+    other_transports.install()
+    pipecat_cloud.install()
+
+
 async def _run() -> int:
     from loguru import logger
 
-    from voicepool_agent import deferred, lazy_packages, other_transports, pipecat_cloud
     from voicepool_agent.assignments import OrderVerifier
     from voicepool_agent.bot_routes import BotRoutes
     from voicepool_agent.host import Host, State
@@ -57,10 +67,6 @@ async def _run() -> int:
         print(f"voicepool-agent: {error}", file=sys.stderr)  # noqa: T201 - there is no log yet
         write_termination_message(termination_message_path(os.environ), str(error))
         return 1
-    lazy_packages.install()
-    deferred.install()
-    other_transports.install()
-    pipecat_cloud.install()
     redact = Redactor()
     redact.add_environment(os.environ)
     logs = Logs(settings, redact)

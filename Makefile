@@ -1,5 +1,5 @@
 # Every target is one line; what it does is in the file that it calls.
-.PHONY: help setup check test unit sim bench demo demo-down images cluster cluster-down crds requirements
+.PHONY: help setup check test unit sim bench demo demo-down images cluster cluster-down crds requirements newest-pipecat
 
 help: ## show the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
@@ -44,3 +44,6 @@ crds: .venv/ready ## write crds/ anew from the models
 
 requirements: .venv/ready ## pin all dependencies anew
 	@tests/lock
+
+newest-pipecat: .venv/ready ## try Pipecat's newest release on what the agent takes for granted; for a weekly job
+	@tests/newest-pipecat

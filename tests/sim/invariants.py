@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from typing import Any
@@ -111,9 +112,9 @@ class Invariants:
             self._bound(change, old, uid)
         elif before.get(LABEL_SESSION) != after.get(LABEL_SESSION) or before[LABEL_STATE] != after[LABEL_STATE]:
             self._wrong(f"{_name(change.new)} was taken from session {before.get(LABEL_SESSION)} by {change.actor}")
-        going = change.kind == "DELETED" or (
-            "deletionTimestamp" in change.new["metadata"] and "deletionTimestamp" not in old["metadata"]
-        )
+        grace = [obj["metadata"].get("deletionGracePeriodSeconds", math.inf) for obj in (old, change.new)]
+        # Marked for deletion, or given less time than before.
+        going = change.kind == "DELETED" or grace[1] < grace[0]
         if going and (change.actor.startswith(OURS) or change.actor == "garbage collector"):
             self._deleted(change, old, uid)
 

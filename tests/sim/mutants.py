@@ -117,6 +117,9 @@ MUTANTS: dict[str, Callable[[], contextlib.AbstractContextManager[None]]] = {
     "bind of another": _without(Binder, "_ours", " or bound_by != self._identity", ""),
     "changed pod": _without(Controller, "_delete_all", *_CHANGED),
     "clock": _clocks_that_are_believed,
+    "evicted call": _without(
+        controller, "drain", "not pod.finished and pod.drain", "not pod.finished and not pod.deleting and pod.drain"
+    ),
     "failed cold start": _without(plan, "_victims", "sum(not pod.finished for pod in groups.cold)", "len(groups.cold)"),
     "late pod": _without(
         controller, "plan", "if wanted and failure is not None and f", "if created and failure is not None and f"

@@ -137,6 +137,29 @@ def test_a_call_goes_on_for_the_seconds_that_its_pool_gave_it_and_is_ended_then(
     all_well(play(1, story))
 
 
+async def evicted_call_of_a_deleted_pool(world: World) -> None:
+    """Its pod is being deleted, and has the whole time of the longest call for that; the pool's limit is shorter."""
+    pod = await call(world, drainSeconds=60, disruption="Always")
+    world.evictions.evict(pod)
+    await asyncio.sleep(5.0)
+    world.delete_pool()
+    await asyncio.sleep(55.0)
+    if not goes_on(world):
+        world.wrong("the call is over before its time")
+    await asyncio.sleep(45.0)
+    if goes_on(world):
+        world.wrong("the call still goes on")
+
+
+def test_a_call_whose_pod_was_evicted_has_no_more_time_than_any_other_when_its_pool_is_deleted() -> None:
+    all_well(play(1, evicted_call_of_a_deleted_pool))
+
+
+def test_an_operator_that_leaves_evicted_calls_alone_is_found() -> None:
+    with MUTANTS["evicted call"]():
+        assert play(1, evicted_call_of_a_deleted_pool).problems == ["the call still goes on"]
+
+
 async def deleted_twice(world: World) -> None:
     """The pool comes back while its call's time runs, and goes again long after."""
     await call(world, drainSeconds=60)

@@ -41,6 +41,8 @@ class ApiServer:
         """Watches from before this version get 410."""
         self.muted = False
         """Watches say nothing more, as if the network had gone."""
+        self.lingers = False
+        """Pods that are deleted stay for the grace that they are given."""
         self.now = datetime(2026, 3, 1, 12, tzinfo=UTC)
         self._versions = itertools.count(1)
         self._version = 0
@@ -189,7 +191,10 @@ class ApiServer:
         metadata = (await self.get(resource, namespace, name))["metadata"]
         if metadata["uid"] != uid or metadata["resourceVersion"] != resource_version:
             raise Conflict("the object has been modified", status=409)
-        self.vanish(resource, name, namespace)
+        if self.lingers:
+            self.change(resource, name, namespace, metadata={"deletionGracePeriodSeconds": grace_period_seconds})
+        else:
+            self.vanish(resource, name, namespace)
 
     def _fail(self, operation: str) -> None:
         waiting = self.failures.get(operation)

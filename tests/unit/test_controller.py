@@ -781,6 +781,21 @@ class TestDrain:
             it.controller.pool_deleted(KEY, again.uid)
             await until(lambda: self.drain_until(server, call) == "2026-03-01T12:11:00.000000Z")
 
+    async def test_a_call_in_a_pod_that_somebody_else_has_deleted_is_ended_once(self, server: ApiServer) -> None:
+        put_pool(server)
+        async with running(server) as it:
+            call = await self.deleted_with_a_call(server, it, drain_seconds="60")
+            await until(lambda: self.drain_until(server, call) is not None)
+            server.lingers = True
+            server.change(PODS, call, metadata={"deletionTimestamp": "2026-03-01T14:00:00Z"})
+            server.now += timedelta(seconds=60)
+            it.controller.queue.add(KEY)
+            await until(lambda: ("delete", call) in server.calls)
+            looked = it.value("voicepool_reconcile_seconds_count", outcome="ok")
+            it.controller.queue.add(KEY)
+            await until(lambda: it.value("voicepool_reconcile_seconds_count", outcome="ok") > looked)
+            assert server.calls.count(("delete", call)) == 1
+
     async def test_without_a_limit_it_goes_on(self, server: ApiServer) -> None:
         put_pool(server)
         async with running(server) as it:

@@ -433,8 +433,11 @@ class TestDrain:
 
     def test_what_is_no_call_is_left_alone(self) -> None:
         limits: dict[str, Any] = {"drain_seconds": 60, "drain_until": NOW}
-        others = [ended(0, 1, **limits), bound(1, deleting=True, **limits), warm(2, **limits)]
-        assert drain(others, NOW) == Drain((), (), None)
+        assert drain([ended(0, 1, **limits), warm(2, **limits)], NOW) == Drain((), (), None)
+
+    def test_a_call_in_a_pod_that_is_being_deleted_has_no_more_time_than_any_other(self) -> None:
+        evicted = bound(0, drain_seconds=60, drain_until=NOW, deleting=True)
+        assert drain([evicted], NOW) == Drain((), (evicted,), None)
 
     def test_a_pool_that_is_there_again_takes_over_the_calls_whose_end_is_written_down(self) -> None:
         limits: dict[str, Any] = {"drain_seconds": 60, "drain_until": NOW}

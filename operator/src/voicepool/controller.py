@@ -678,7 +678,9 @@ class Controller:
         failures: list[KubeApiError] = []
         if (draining.limited or draining.over) and await self._is_gone(key):
             deletes += [
-                PodDelete(pod.name, pod.uid, pod.resource_version, DeleteReason.DRAINED) for pod in draining.over
+                PodDelete(pod.name, pod.uid, pod.resource_version, DeleteReason.DRAINED)
+                for pod in draining.over
+                if pod.uid not in self._deleted
             ]
             failures += await _together([self._limit(pod, now) for pod in draining.limited])
         failures += await self._delete_all(namespace, name, deletes)

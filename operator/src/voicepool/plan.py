@@ -274,12 +274,11 @@ class Drain:
 
 
 def drain(pods: Iterable[PodFact], now: datetime) -> Drain:
-    """Decide about the calls of a pool that is gone. A call without a limit goes on until it ends."""
-    calls = [
-        pod
-        for pod in pods
-        if pod.state is BindState.BOUND and not pod.finished and not pod.deleting and pod.drain_seconds
-    ]
+    """Decide about the calls of a pool that is gone. A call without a limit goes on until it ends.
+
+    One whose pod is being deleted (evicted, say) goes on like any other, for the whole grace of its pod, which is that of the longest call.
+    """
+    calls = [pod for pod in pods if pod.state is BindState.BOUND and not pod.finished and pod.drain_seconds]
     moments = [pod.drain_until for pod in calls if pod.drain_until is not None and pod.drain_until > now]
     return Drain(
         limited=tuple(pod for pod in calls if pod.drain_until is None),

@@ -18,6 +18,7 @@ import aiohttp
 
 from tests.bench import agent_timeline
 from tests.bench.figures import over_rounds
+from tests.bench.processes import cpu_seconds
 from tests.bench.report import Row
 from tests.bench.world import load_average
 from tests.cluster.native.build import programs
@@ -80,6 +81,8 @@ class Life:
     """One agent's life, in seconds."""
 
     ready: float
+    processor: float
+    """Of the processors, all threads, until it was Ready."""
     parked_megabytes: float
     steps: dict[str, float] = field(default_factory=dict)
     """Since the bind was sent."""
@@ -122,7 +125,8 @@ async def _live(livekit: LiveKit, folder: Path, kind: Kind, warmth: str) -> tupl
         began = time.monotonic()
         async with run_agent(kind.bot, folder, environment) as agent:
             await _ready(agent)
-            life = Life(time.monotonic() - began, agent.resident_bytes / 1e6)
+            ready = time.monotonic() - began
+            life = Life(ready, cpu_seconds(agent.process.pid), agent.resident_bytes / 1e6)
             async with _caller(livekit) as (caller, join):
                 token = livekit.token("agent", "room", agent=True)
                 bound = time.monotonic()
@@ -162,6 +166,7 @@ def _rows(kind: Kind, warmth: str, lives: Sequence[Life], load: float) -> list[R
 
     return [
         row("process start to Ready", [life.ready for life in lives], "s", READY_GOAL_SECONDS),
+        row("processor time until then", [life.processor for life in lives], "s"),
         row("memory parked", [life.parked_megabytes for life in lives], "MB", MEMORY_GOAL_MEGABYTES),
         *(
             row(

@@ -86,8 +86,7 @@ class Child:
 
     def cpu_seconds(self) -> float:
         """CPU time that the process has used, all its threads."""
-        fields = self._proc("stat").rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / _TICKS_PER_SECOND
+        return cpu_seconds(self._running().pid)
 
     def memory_mebibytes(self) -> float:
         """Resident memory now."""
@@ -106,3 +105,9 @@ class Child:
         if self._process is None:
             raise ChildError("the process was not started")
         return self._process
+
+
+def cpu_seconds(process_id: int) -> float:
+    """CPU time that a process has used, all its threads."""
+    fields = Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / _TICKS_PER_SECOND

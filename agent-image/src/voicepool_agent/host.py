@@ -306,12 +306,13 @@ class Host:
             await self._bot.run(self._arguments)
 
     async def _park(self, runner: WorkerRunner) -> None:
-        self._adopt(runner)
-        if self._session is not None:
-            self._session.expect(self._workers, self._transports)
-            return  # the bot was built for the caller, who waits
         from voicepool_agent import warmup
 
+        self._adopt(runner)
+        if self._session is not None:
+            warmup.share_tls_context(self._workers)
+            self._session.expect(self._workers, self._transports)
+            return  # the bot was built for the caller, who waits
         self._phase("build")
         warmed = await warmup.warm_up(self._workers)
         if self._failure is not None:

@@ -2,7 +2,7 @@
 
 Parking has to reach what Pipecat keeps to itself: the workers that a runner holds, the LiveKit client inside a
 transport (its address, token and room are read when it connects, not when it is made), the models inside the turn
-detection, the time limit of a pipeline's set-up, and the sockets of connected services. Watching a call needs two
+detection, the time limit of a pipeline's set-up, and how services connect and their sockets. Watching a call needs two
 more: where heartbeats arrive, and what a caller's client is told of metrics.
 `tests/unit/test_agent_pipecat_contract.py` holds each name down, so that an upgrade fails there and nowhere else.
 Nothing outside this module may touch an underscored name of Pipecat.
@@ -11,6 +11,7 @@ Nothing outside this module may touch an underscored name of Pipecat.
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -174,6 +175,28 @@ def set_up_before_start(worker: PipelineWorker) -> list[FrameProcessor]:
     """The processors of a worker whose set-up is over while `hold_start` holds it: what is no pipeline and not held."""
     source = worker.pipeline.processors[0]
     return [one for one in processors(worker) if not isinstance(one, (BasePipeline, *LIVEKIT_ENDS)) and one != source]
+
+
+def share_tls_context(worker: PipelineWorker, context: ssl.SSLContext) -> None:
+    """Give the WebSocket services of a worker, for all their connections, a TLS context that is made already.
+
+    Left to itself each connection makes one, and reads all certificate authorities for it: 0.04 s in which nothing else
+    happens, in the middle of the bind.
+    """
+    for processor in processors(worker):
+        if isinstance(processor, WebsocketService):
+            _connect_with(processor, context)
+
+
+def _connect_with(service: WebsocketService, context: ssl.SSLContext) -> None:
+    connect = service._websocket_connect
+
+    async def connect_with_context(uri: str, **options: Any) -> Any:
+        if uri.startswith("wss:"):
+            options.setdefault("ssl", context)
+        return await connect(uri, **options)
+
+    service._websocket_connect = connect_with_context  # type: ignore[method-assign]
 
 
 def socket(processor: FrameProcessor) -> ClientConnection | None:

@@ -1,4 +1,4 @@
-"""Uses once, before any caller, what is slow the first time: each model, and LiveKit's native library.
+"""Uses once, before any caller, what is slow the first time: each model, LiveKit's native library, TLS.
 
 What a bot has built is used itself; of a bot that is only imported it is known which kinds of models it imports.
 
@@ -9,7 +9,9 @@ models' inferences are short (under 0.1 s each) and run in a thread, beside the 
 from __future__ import annotations
 
 import asyncio
+import functools
 import importlib
+import ssl
 import sys
 from collections.abc import Sequence
 
@@ -36,8 +38,20 @@ async def warm_up(workers: Sequence[PipelineWorker]) -> list[str]:
     for client in (client for worker in workers for client in pipecat_private.openai_clients(worker)):
         client.chat.completions  # noqa: B018 - the first use imports it: 0.03 s of the caller's first turn
     models = asyncio.to_thread(_infer, vads, turns)
-    _, names = await asyncio.gather(_start_native_library(), models)
-    return ["LiveKit", *names]
+    _, names, _ = await asyncio.gather(_start_native_library(), models, asyncio.to_thread(_tls_context))
+    share_tls_context(workers)
+    return ["LiveKit", *names, "TLS"]
+
+
+def share_tls_context(workers: Sequence[PipelineWorker]) -> None:
+    """Let the workers' services connect with the TLS context of this process, which has been made by now."""
+    for worker in workers:
+        pipecat_private.share_tls_context(worker, _tls_context())
+
+
+@functools.cache
+def _tls_context() -> ssl.SSLContext:
+    return ssl.create_default_context()
 
 
 async def warm_up_imported() -> list[str]:
@@ -49,8 +63,8 @@ async def warm_up_imported() -> list[str]:
     if OPENAI in sys.modules:
         importlib.import_module(OPENAI_CHAT)
     models = asyncio.to_thread(_load_and_infer, silero=SILERO in sys.modules, smart_turn=USER_TURNS in sys.modules)
-    _, names = await asyncio.gather(_start_native_library(), models)
-    return ["LiveKit", *names]
+    _, names, _ = await asyncio.gather(_start_native_library(), models, asyncio.to_thread(_tls_context))
+    return ["LiveKit", *names, "TLS"]
 
 
 def _load_and_infer(*, silero: bool, smart_turn: bool) -> list[str]:

@@ -84,7 +84,7 @@ async def test_a_bot_without_parameters_for_livekit_calls_its_function(call: Cal
 
 async def test_a_flow_goes_from_node_to_node(call: Call) -> None:
     calls = [FunctionCall("note_arrival", {"weekday": "Monday"}), FunctionCall("note_nights", {"number": 2})]
-    async with call("flow.py", ends="bot-ended", calls=calls, answers="And then?") as conversation:
+    async with call("flow.py", ends="bot-ended", calls=calls, answers="And what comes then, please?") as conversation:
         assert conversation.providers.offered == [{"note_arrival"}]
         await conversation.speak()
         assert conversation.providers.offered[-1] == {"note_nights"}

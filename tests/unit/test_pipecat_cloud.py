@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -223,3 +224,12 @@ def test_the_command_says_in_one_line_what_is_wrong_with_a_file(
     said = capsys.readouterr()
     assert said.out == ""
     assert said.err == f"voicepool: {file}: {words}\n"
+
+
+def test_the_guide_shows_what_the_command_prints() -> None:
+    guide = (Path(__file__).parents[2] / "docs" / "guides" / "from-pipecat-cloud.md").read_text()
+    (before,) = re.findall(r"^```toml\n(.*?)^```$", guide, re.DOTALL | re.MULTILINE)
+    (after,) = re.findall(r"^```yaml\n(.*?)^```$", guide, re.DOTALL | re.MULTILINE)
+    conversion = convert(before)
+    assert as_yaml(conversion, "pcc-deploy.toml").endswith("\n" + after)
+    assert not conversion.warnings

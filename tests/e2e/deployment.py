@@ -21,6 +21,7 @@ from typing import Any
 
 import aiohttp
 import yaml
+import yarl
 from tests.cluster.errors import ClusterError
 from tests.cluster.images import IMAGES, LIVEKIT
 from tests.cluster.progress import Progress
@@ -132,6 +133,13 @@ class Deployment:
             token=answer["token"],
             cold_start=bool(answer.get("coldStart")),
         )
+
+    async def ask(self, path: str, *, api_key: str | None = None) -> tuple[int, Json]:
+        """GET a path of the gateway, which goes out as it stands; status and JSON."""
+        url = yarl.URL(self.gateway_url + path, encoded=True)
+        headers = {"Authorization": f"Bearer {self.api_key if api_key is None else api_key}"}
+        async with aiohttp.ClientSession() as http, http.get(url, headers=headers) as response:
+            return response.status, await response.json()
 
     def apply_pool(self, manifest: str | Json) -> str:
         """Apply a VoiceAgentPool and give its name.

@@ -192,6 +192,25 @@ async def test_a_cold_start_waits_for_its_own_agent(deployment: Deployment, make
     assert tone.seconds > 0.5
 
 
+async def test_callers_reach_the_own_routes_of_the_bot_of_their_session_and_nothing_else_of_its_pod(
+    deployment: Deployment, make_pool: MakePool
+) -> None:
+    pool = await make_pool("routed", light(LIGHT_BOT_ROUTES="yes"), replicas=2)
+    one, other = [(await deployment.start(pool)).session_id for _ in range(2)]
+    for session in (one, other):
+        for before in (f"/v1/public/{pool}", ""):
+            answer = await deployment.ask(f"{before}/sessions/{session}/session")
+            assert answer == (200, {"session": session})
+    assert (await deployment.ask(f"/sessions/{one}/session", api_key="wrong"))[0] == 401
+    assert (await deployment.ask("/sessions/nobody/session"))[0] == 404
+    assert (await deployment.ask(f"/sessions/{one}/no-such-route"))[1] == {"detail": "Not Found"}
+    for path in ("../../status", "%2e%2e/%2e%2e/status", f"../{other}/session", "..%2f..%2fstatus", "a%5c..%5cstatus"):
+        status, answered = await deployment.ask(f"/sessions/{one}/{path}")
+        assert (status, answered["code"]) == (400, "INVALID_REQUEST")
+    for path in ("readyz", "livez", "status", "metrics", "bind"):
+        assert (await deployment.ask(f"/sessions/{one}/{path}"))[0] == 404
+
+
 # Only a Ready pod
 
 

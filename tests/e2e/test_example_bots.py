@@ -15,6 +15,34 @@ from tests.e2e.livekit_server import LiveKit
 from tests.e2e.providers import FunctionCall, Providers
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
+OLDER_BOT = """
+from pipecat.pipeline.pipeline import Pipeline
+from pipecat.pipeline.runner import PipelineRunner
+from pipecat.pipeline.task import PipelineTask
+from pipecat.runner.run import app, main
+from pipecat.runner.utils import create_transport
+from pipecat.transports.base_transport import TransportParams
+
+async def bot(runner_args):
+    params = {"webrtc": lambda: TransportParams(audio_in_enabled=True, audio_out_enabled=True)}
+    transport = await create_transport(runner_args, params)
+    task = PipelineTask(Pipeline([transport.input(), transport.output()]))
+
+    @app.get("/hello")
+    async def hello():
+        return {"hello": runner_args.session_id}
+
+    @transport.event_handler("on_client_disconnected")
+    async def hang_up(transport, client):
+        await task.cancel()
+
+    await PipelineRunner(handle_sigint=False).run(task)
+
+if __name__ == "__main__":
+    main()
+"""
+"""As bots were written before Pipecat 1.3."""
+
 SAID = "I would like to come on Monday"
 
 Speech = Callable[[str], Awaitable[tuple[bytes, int]]]
@@ -101,6 +129,21 @@ async def test_a_processor_of_the_bot_is_in_the_pipeline(call: Call) -> None:
     async with call("custom_processor.py", hears=heard) as conversation:
         await conversation.speak()
         assert conversation.providers.prompts[0][-1]["content"] == "my card is (a number) and I come on Monday"
+
+
+async def test_a_bot_with_pipecat_s_older_names_and_routes_on_its_runner_s_application(
+    livekit: LiveKit, tmp_path: Path
+) -> None:
+    (tmp_path / "bot.py").write_text(OLDER_BOT)
+    async with run_agent("bot.py", tmp_path) as agent:
+        await agent.wait_until_ready()
+        token = livekit.token("agent", "room", agent=True)
+        await agent.bind(session="s-1", room="room", url=livekit.url, token=token)
+        async with Caller(livekit.url, livekit.token("caller", "room")) as caller:
+            await caller.wait_until_listened_to()
+            assert await agent.route("s-1", "GET", "/hello") == (200, {"hello": "s-1"})
+        assert await agent.exit_code() == 0
+        assert agent.summary["reason"] == "caller-left"
 
 
 async def test_a_bot_answers_on_its_own_routes(call: Call) -> None:

@@ -1,7 +1,7 @@
 """A bot of a few lines for tests that need many agents: a real pipeline in a real room, which greets with a tone.
 
 It has no models, so that ten of them fit on two cores. Its `readyz()` can be broken: while the file `BROKEN` exists,
-or from the start with LIGHT_BOT_READY=no.
+or from the start with LIGHT_BOT_READY=no. With LIGHT_BOT_ROUTES=yes it has a route of its own, `/session`.
 """
 
 from __future__ import annotations
@@ -57,6 +57,10 @@ async def bot(runner_args: RunnerArguments) -> None:
 
     transport.add_event_handler("on_client_connected", greet)
     transport.add_event_handler("on_client_disconnected", hang_up)
+    if os.environ.get("LIGHT_BOT_ROUTES"):
+        from pipecatcloud_system import app  # type: ignore[import-not-found]  # 8 MB, which ten agents do without
+
+        app.add_api_route("/session", lambda: {"session": runner_args.session_id})
     runner = WorkerRunner(handle_sigint=runner_args.handle_sigint)
     await runner.add_workers(worker)
     await runner.run()

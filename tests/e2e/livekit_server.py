@@ -34,14 +34,20 @@ class LiveKit:
 
 
 @contextlib.asynccontextmanager
-async def run_livekit(program: Path, folder: Path) -> AsyncIterator[LiveKit]:
-    """Run a LiveKit server; its log goes to `folder`.
+async def run_livekit(program: Path, folder: Path, *, again: LiveKit | None = None) -> AsyncIterator[LiveKit]:
+    """Run a LiveKit server; its log goes to `folder`. It is killed at the end, without a word to those in its rooms.
+
+    Args:
+        program: the compiled server.
+        folder: for its log.
+        again: one that has ended; this one has its address and its keys.
 
     Raises:
         RuntimeError: it does not answer in time; the message has the end of its log.
     """
-    signal_port, tcp_port, udp_port = free_port(), free_port(), free_port(socket.SOCK_DGRAM)
-    key, secret = "test", secrets.token_hex(24)
+    signal_port = int(again.url.rpartition(":")[2]) if again else free_port()
+    tcp_port, udp_port = free_port(), free_port(socket.SOCK_DGRAM)
+    key, secret = (again.api_key, again.api_secret) if again else ("test", secrets.token_hex(24))
     configuration = {
         "port": signal_port,
         "bind_addresses": ["127.0.0.1"],

@@ -202,7 +202,9 @@ class Providers:
             return web.json_response({"error": error}, status=400)
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         if fault is Fault.SILENT:
-            await asyncio.Event().wait()
+            while request.transport is not None:  # noqa: ASYNC110 - until whoever asked has given up
+                await asyncio.sleep(0.05)
+            return response
         await response.prepare(request)
 
         def event(delta: dict[str, Any], finish: str | None, **more: Any) -> bytes:

@@ -12,7 +12,7 @@ from livekit import api
 from tests.e2e.agent_process import AgentProcess, run_agent
 from tests.e2e.bound import QUIET_BOT, bound_agent, reason_of
 from tests.e2e.caller import Caller
-from tests.e2e.livekit_server import LiveKit, run_livekit
+from tests.e2e.livekit_server import LiveKit
 
 Bound = Callable[..., AbstractAsyncContextManager[AgentProcess]]
 
@@ -55,18 +55,6 @@ async def test_a_caller_who_comes_back_in_time_finds_the_agent(livekit: LiveKit,
             assert (await agent.get("/status"))[1]["state"] == "joined"
             await agent.end("s-1", "cancel")
             assert await reason_of(agent) == "cancelled"
-
-
-async def test_the_livekit_server_goes_away_in_the_call(livekit_program: Path, bound: Bound, tmp_path: Path) -> None:
-    async with run_livekit(livekit_program, tmp_path) as livekit:
-        running = bound(livekit, join_timeout=600)
-        agent = await running.__aenter__()
-        await agent.get("/status?wait=joined")
-    try:
-        assert await agent.exit_code(60) == 0
-        assert agent.summary["reason"] == "livekit-lost"
-    finally:
-        await running.__aexit__(None, None, None)
 
 
 async def test_a_room_that_is_deleted(livekit: LiveKit, bound: Bound) -> None:

@@ -13,6 +13,7 @@ from pipecat.frames.frames import (
     BotStartedSpeakingFrame,
     BotStoppedSpeakingFrame,
     ErrorFrame,
+    Frame,
     HeartbeatFrame,
     InterruptionFrame,
     LLMTextFrame,
@@ -335,6 +336,43 @@ async def test_a_disconnect_in_the_call_ends_the_session_with_its_cause(
     assert call.session.reason is reason
 
 
+async def test_a_caller_is_not_taken_for_gone_while_the_agent_itself_has_lost_livekit(call: Call) -> None:
+    await call.join()
+    await call.caller_comes()
+    call.room.emit("reconnecting")
+    await call.caller_leaves()
+    call.time.pass_to(20)
+    assert call.session.reason is None
+    call.room.emit("reconnected")
+    call.time.pass_to(34)
+    assert call.session.reason is None
+    call.time.pass_to(35)
+    assert call.session.reason is Reason.CALLER_LEFT
+
+
+async def test_a_caller_who_is_back_after_the_agent_is_kept(call: Call) -> None:
+    await call.join()
+    await call.caller_comes()
+    call.room.emit("reconnecting")
+    await call.caller_leaves()
+    call.time.pass_to(20)
+    call.room.emit("reconnected")
+    call.time.pass_to(30)
+    await call.caller_comes()
+    call.time.pass_to(60)
+    assert call.session.reason is None
+
+
+async def test_a_bot_that_hangs_up_since_everybody_seems_gone_has_lost_livekit(call: Call) -> None:
+    await call.join()
+    await call.caller_comes()
+    call.room.emit("reconnecting")
+    await call.caller_leaves()
+    summary = call.session.close(None)
+    assert summary.reason is Reason.LIVEKIT_LOST
+    assert summary.errors == ("the bot ended while the agent was reconnecting to LiveKit",)
+
+
 # A pipeline that no longer moves
 
 
@@ -380,6 +418,49 @@ async def test_a_pipeline_through_which_no_heartbeat_has_ever_come_is_not_judged
     for seconds in range(0, 590, 10):
         call.time.pass_to(seconds)
     assert call.session.reason is None
+
+
+# A caller who is not answered
+
+
+@pytest.mark.parametrize(
+    ("frames", "words"),
+    [
+        ([], "no transcript came of it"),
+        ([TranscriptionFrame("words", "caller", "")], "the language model wrote nothing"),
+        ([TranscriptionFrame("words", "caller", ""), LLMTextFrame("more")], "nothing of the answer was spoken"),
+    ],
+)
+async def test_a_caller_who_was_not_answered_is_an_error_that_tells_how_far_it_came(
+    call: Call, frames: list[Frame], words: str
+) -> None:
+    await call.join()
+    for frame in (BotStartedSpeakingFrame(), UserStoppedSpeakingFrame(), *frames):
+        call.session.heard(frame, FrameDirection.DOWNSTREAM)
+    call.time.now += 5
+    call.session.heard(UserStoppedSpeakingFrame(), FrameDirection.DOWNSTREAM)
+    call.time.now += 8
+    call.session.conclude(Reason.IDLE)
+    assert call.session.close(None).errors == (f"what the caller said was not answered for 13 s: {words}",)
+
+
+@pytest.mark.parametrize(("answered", "seconds"), [(True, 60), (False, 9)])
+async def test_a_caller_who_was_answered_or_has_just_spoken_is_no_error(
+    call: Call, answered: bool, seconds: float
+) -> None:
+    await call.join()
+    call.session.heard(UserStoppedSpeakingFrame(), FrameDirection.DOWNSTREAM)
+    if answered:
+        call.session.heard(BotStartedSpeakingFrame(), FrameDirection.DOWNSTREAM)
+    call.time.now += seconds
+    assert call.session.close(None).errors == ()
+
+
+async def test_an_error_with_another_id_each_time_is_kept_once(call: Call) -> None:
+    for digit in "123":
+        call.session.note(f"TTS context {digit * 8}-a499-4150-b97b-6c58a472b547 completed with no audio")
+    assert call.session.close("over").errors[0] == "TTS context ... completed with no audio"
+    assert len(call.session.close("over").errors) == 2
 
 
 # What it used

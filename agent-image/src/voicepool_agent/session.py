@@ -8,6 +8,7 @@ transport has connected and every processor is usable; errors are kept without s
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -24,6 +25,7 @@ from pipecat.frames.frames import (
     LLMThoughtTextFrame,
     MetricsFrame,
     TextFrame,
+    TranscriptionFrame,
     TTSSpeakFrame,
     UserStoppedSpeakingFrame,
 )
@@ -50,6 +52,13 @@ ROOM_IS_CLOSED = (
 MAX_ERRORS = 10
 MAX_ERROR_LENGTH = 200
 PULSE_CHECK_SECONDS = 1.0
+REUNION_SECONDS = 15.0
+"""How long the caller may take to be back in the room after the agent is, when both have lost LiveKit."""
+
+UNANSWERED_SECONDS = 10.0
+"""A caller who has waited for so long has not been answered, and not just hung up after the last word."""
+
+_IDENTIFIER = re.compile(r"\b[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\b")
 
 
 class Handle(Protocol):
@@ -99,11 +108,14 @@ class Session:
         self._workers: list[PipelineWorker] = []
         self._present: set[str] = set()
         self._caller_came = False
+        self._cut_off = False
         self._turns = 0
         self._joined_seconds: float | None = None
         self._first_audio_seconds: float | None = None
         self._errors: list[str] = []
         self._meter = Meter(metrics)
+        self._unanswered_since: float | None = None
+        self._came_of_it = "no transcript came of it"
         self._speaking = False
         self._interruptions = 0
         self._pulses: dict[PipelineWorker, Pulse] = {}
@@ -159,7 +171,7 @@ class Session:
 
     def note(self, words: str) -> None:
         """Keep an error for the summary: without secrets, short, once, and not too many of them."""
-        words = self._clean(" ".join(words.split()))[:MAX_ERROR_LENGTH]
+        words = self._clean(" ".join(_IDENTIFIER.sub("...", words).split()))[:MAX_ERROR_LENGTH]
         if words not in self._errors and len(self._errors) < MAX_ERRORS:
             self._errors.append(words)
 
@@ -171,6 +183,8 @@ class Session:
             self.fail(Reason.BOT_FAILED, bot_error)
         elif not self.joined.is_set():
             self.fail(Reason.NOT_JOINED, f"the bot returned before it had joined, still waiting for {self._missing()}")
+        elif self._cut_off:
+            self.fail(Reason.LIVEKIT_LOST, "the bot ended while the agent was reconnecting to LiveKit")
         self.conclude(Reason.CALLER_LEFT if self._caller_came and not self._present else Reason.BOT_ENDED)
         return self._summary(self.reason or Reason.BOT_ENDED)
 
@@ -180,10 +194,14 @@ class Session:
         return self._summary(self.reason or reason)
 
     def _summary(self, reason: Reason) -> Summary:
+        now = self._clock()
+        if self._unanswered_since is not None and now - self._unanswered_since >= UNANSWERED_SECONDS:
+            waited = round(now - self._unanswered_since)
+            self.note(f"what the caller said was not answered for {waited} s: {self._came_of_it}")
         return Summary(
             session=self.id,
             reason=reason,
-            duration_seconds=self._clock() - self._began,
+            duration_seconds=now - self._began,
             turns=self._turns,
             joined_seconds=self._joined_seconds,
             first_audio_seconds=self._first_audio_seconds,
@@ -198,13 +216,18 @@ class Session:
             for pulse in self._pulses.values():
                 pulse.speaking()
         elif isinstance(frame, (LLMTextFrame, LLMThoughtTextFrame)):
+            self._came_of_it = "nothing of the answer was spoken"
             self._speech.hear_piece(frame.text)
         elif isinstance(frame, (TextFrame, TTSSpeakFrame)):
+            if isinstance(frame, TranscriptionFrame):
+                self._came_of_it = "the language model wrote nothing"
             self._speech.hear(frame.text)
         elif isinstance(frame, MetricsFrame):
             self._meter.read(frame.data)
         elif isinstance(frame, BotStartedSpeakingFrame):
             self._speaking = True
+            self._unanswered_since = None
+            self._came_of_it = "no transcript came of it"
             self._note_first_audio()
         elif isinstance(frame, BotStoppedSpeakingFrame):
             self._speaking = False
@@ -215,6 +238,7 @@ class Session:
         elif isinstance(frame, UserStoppedSpeakingFrame) and direction is FrameDirection.DOWNSTREAM:
             self._turns += 1
             self._metrics.turns.inc()
+            self._unanswered_since = self._unanswered_since or self._clock()
 
     def _note_first_audio(self) -> None:
         if self._first_audio_seconds is None:
@@ -231,6 +255,8 @@ class Session:
         room = pipecat_private.room(transport)
         if room is not None:
             room.on("disconnected", self._on_disconnected)
+            room.on("reconnecting", self._on_reconnecting)
+            room.on("reconnected", self._on_reconnected)
         self._arrived(transport)
 
     async def _on_error(self, _worker: PipelineWorker, frame: ErrorFrame) -> None:
@@ -262,6 +288,17 @@ class Session:
             self.fail(Reason.REPLACED, "another agent has joined the room in the place of this one")
         else:
             self.fail(Reason.LIVEKIT_LOST, f"disconnected from LiveKit: {rtc.DisconnectReason.Name(why)}")
+
+    def _on_reconnecting(self) -> None:
+        # Everybody seems to have left now, the agent too.
+        self._cut_off = True
+        logger.warning("LiveKit does not answer; reconnecting")
+
+    def _on_reconnected(self) -> None:
+        self._cut_off = False
+        logger.info("reconnected to LiveKit")
+        if self._caller_came and not self._present:
+            self._timers.append(self._schedule(REUNION_SECONDS, self._still_empty))
 
     async def _on_came(self, _transport: LiveKitTransport, identity: str) -> None:
         self._caller_came = True
@@ -332,7 +369,7 @@ class Session:
         look()
 
     def _still_empty(self) -> None:
-        if not self._present:
+        if not self._present and not self._cut_off:
             self.conclude(Reason.CALLER_LEFT)
 
 

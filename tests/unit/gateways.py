@@ -20,6 +20,7 @@ from voicepool.gateway.assignments import Signer
 from voicepool.gateway.options import GatewayOptions
 from voicepool.gateway.server import running
 from voicepool.gateway.services import Services
+from voicepool.gateway.tracing import Tracing
 from voicepool.kube.api import PODS, POOLS, KubeApi
 from voicepool.kube.clock import utc_now
 from voicepool.settings import GatewaySettings
@@ -58,7 +59,7 @@ class World:
         made = [self.kube.put(PODS, pod_object(number, ready=ready)) for number in range(first, first + count)]
         return [pod["metadata"]["name"] for pod in made]
 
-    async def gateway(self, kube: KubeApi | None = None, **options: Any) -> Gateway:
+    async def gateway(self, kube: KubeApi | None = None, *, tracing: Tracing | None = None, **options: Any) -> Gateway:
         chosen = {
             "default_namespace": NAMESPACE,
             "agent_port": self.agents.port,
@@ -73,6 +74,7 @@ class World:
                 GatewayOptions(**chosen),
                 now=utc_now,
                 rooms=self.rooms,
+                tracing=tracing,
             )
         )
         while not services.synced():  # noqa: ASYNC110 -- what is waited for has no event of its own

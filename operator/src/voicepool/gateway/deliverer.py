@@ -52,8 +52,10 @@ class Deliverer:
         self._options = options
         self._now = now
 
-    async def deliver(self, hold: Hold, request: StartRequest, server: LiveKitServer, room: str) -> str | None:
-        """Bring the assignment to the agent; None when it was accepted, else why it certainly was not.
+    async def deliver(
+        self, hold: Hold, request: StartRequest, server: LiveKitServer, room: str, traceparent: str | None = None
+    ) -> str | None:
+        """Bring the assignment to the agent; None when it was accepted, else why it certainly was not. The agent goes on with the trace.
 
         When no answer comes, the agent is asked until the assignment has expired, and is brought it again if it says that it is parked (the same
         session
@@ -64,7 +66,8 @@ class Deliverer:
         )
         while True:
             hold.sent_until = expires_at
-            match await self._courier.bind(hold.pod, self._order(hold.pod, request, server, room, expires_at)):
+            order = self._order(hold.pod, request, server, room, expires_at, traceparent)
+            match await self._courier.bind(hold.pod, order):
                 case Accepted():
                     return None
                 case Refused(code):
@@ -103,7 +106,13 @@ class Deliverer:
         return None if present else "TIMED_OUT"
 
     def _order(
-        self, pod: PodFact, request: StartRequest, server: LiveKitServer, room: str, expires_at: datetime
+        self,
+        pod: PodFact,
+        request: StartRequest,
+        server: LiveKitServer,
+        room: str,
+        expires_at: datetime,
+        traceparent: str | None,
     ) -> str:
         ttl_seconds = (expires_at - self._now()).total_seconds() - self._options.livekit_token_leeway_seconds
         token = agent_token(server, room=room, identity=agent_identity(request.session_id), ttl_seconds=ttl_seconds)
@@ -114,7 +123,7 @@ class Deliverer:
             url=server.url,
             token=token,
             body=request.body,
-            traceparent=request.traceparent,
+            traceparent=traceparent,
         )
         return self._signer.assignment(pod.uid, assignment, expires_at=expires_at)
 

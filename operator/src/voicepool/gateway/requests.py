@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from voicepool.gateway.livekit import LiveKitServer
+from voicepool.gateway.tracing import Span
 from voicepool.gateway.view import PoolKey
 from voicepool.model import PodFact
 
@@ -21,7 +22,8 @@ class StartRequest:
     keyed: bool
     """The caller may send the same session again, here or to another gateway."""
     body: Any = field(default=None, repr=False)
-    traceparent: str | None = None
+    span: Span = field(default_factory=Span, repr=False, compare=False)
+    """The request in its caller's trace."""
 
     @property
     def key(self) -> PoolKey:

@@ -19,6 +19,7 @@ from voicepool.gateway.errors import BadRequest, NotSynced, PoolNotFound, Sessio
 from voicepool.gateway.livekit import caller_token
 from voicepool.gateway.requests import StartRequest
 from voicepool.gateway.services import Services
+from voicepool.gateway.tracing import Span
 from voicepool.gateway.view import PoolKey, is_live
 from voicepool.model import PodFact
 
@@ -228,6 +229,21 @@ async def _start(
     prefer: str | None,
     traceparent: str | None,
 ) -> StartAnswer:
+    with services.tracing.request(request.scope["route"].path, traceparent) as span:
+        span.note(pool=f"{key[0]}/{key[1]}")
+        return await _start_traced(request, services, caller, key, body, idempotency_key, prefer, span)
+
+
+async def _start_traced(
+    request: Request,
+    services: Services,
+    caller: Caller,
+    key: PoolKey,
+    body: StartBody,
+    idempotency_key: str | None,
+    prefer: str | None,
+    span: Span,
+) -> StartAnswer:
     caller.require(*key)
     if not services.synced():
         raise NotSynced("The gateway has just started and does not know the cluster yet.", retry_after_seconds=1)
@@ -238,14 +254,18 @@ async def _start(
         session_id=body.sessionId or _session_id(caller, key, idempotency_key),
         keyed=bool(body.sessionId or idempotency_key),
         body=body.body,
-        traceparent=traceparent,
+        span=span,
     )
+    span.note(session=wanted.session_id)
     started = await _while_connected(request, services.sessions.start(wanted))
+    span.note(pod=started.pod.name, cold_start=started.cold_start)
     state = "accepted"
     wait_seconds = _wait_seconds(services, body, prefer)
     if wait_seconds:
-        waiting = services.sessions.wait_joined(started, wait_seconds, required=body.waitFor == "joined")
-        state = await _while_connected(request, waiting)
+        with span.child("joined") as waited:
+            waiting = services.sessions.wait_joined(started, wait_seconds, required=body.waitFor == "joined")
+            state = await _while_connected(request, waiting)
+            waited.note(state=state)
     token = caller_token(
         started.server,
         room=started.room,

@@ -30,6 +30,7 @@ from voicepool.gateway.peers import Peers
 from voicepool.gateway.route_proxy import RouteProxy, make_route_session
 from voicepool.gateway.services import Services
 from voicepool.gateway.sessions import Sessions
+from voicepool.gateway.tracing import Tracing, make_tracing
 from voicepool.gateway.view import ClusterView
 from voicepool.kube.api import POOLS, Json, KubeApi
 from voicepool.kube.client import AiohttpKubeApi, load_connection
@@ -138,6 +139,7 @@ async def running(
     *,
     now: Callable[[], datetime],
     rooms: Rooms | None = None,
+    tracing: Tracing | None = None,
 ) -> AsyncIterator[Services]:
     """The parts of a gateway with its informers running; on leaving, what runs in the background is finished or stopped."""
     loop = asyncio.get_running_loop()
@@ -158,7 +160,9 @@ async def running(
     others = aiohttp.ClientSession(trust_env=False)
     bots = make_route_session()
     identity = os.environ.get("HOSTNAME") or socket.gethostname()
-    async with agents, livekit, others, bots:
+    tracing = tracing or make_tracing(os.environ, instance=identity)
+    async with agents, livekit, others, bots, contextlib.AsyncExitStack() as stack:
+        stack.push_async_callback(tracing.close)
         sessions = Sessions(
             kube=kube,
             view=view,
@@ -200,6 +204,7 @@ async def running(
                 keys=ApiKeys(settings.api_keys_folder),
                 route_proxy=RouteProxy(bots, signer, options, metrics, now),
                 metrics=metrics,
+                tracing=tracing,
                 options=options,
                 synced=lambda: (
                     pools.synced.is_set() and pods.synced.is_set() and not any(task.done() for task in informers)

@@ -11,6 +11,7 @@ from voicepool.gateway.metrics import GatewayMetrics
 from voicepool.gateway.options import GatewayOptions
 from voicepool.gateway.route_proxy import RouteProxy
 from voicepool.gateway.sessions import Sessions
+from voicepool.gateway.tracing import Tracing
 from voicepool.gateway.view import ClusterView
 
 
@@ -24,6 +25,7 @@ class Services:
     keys: ApiKeys
     route_proxy: RouteProxy
     metrics: GatewayMetrics
+    tracing: Tracing
     options: GatewayOptions
     synced: Callable[[], bool]
     """Whether the informers have seen the cluster."""

@@ -237,6 +237,7 @@ class Sessions:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._options.start_deadline_seconds
         queued_seconds = 0.0
+        conflicts = 0
 
         def answer(pod: PodFact) -> Started:
             return Started(
@@ -260,28 +261,37 @@ class Sessions:
                     if known is not None:
                         return answer(known)
                 waited = loop.time()
-                candidate = await self._acquire(pool, request, began, queued_seconds)
+                with request.span.child("wait for a pod", policy=pool.spec.on_empty.policy) as step:
+                    candidate = await self._acquire(pool, request, began, queued_seconds)
+                    step.note(pod=candidate.name)
                 flight.waiting = False
                 # Waiting for a pod has its own limits, which the pool sets.
                 queued_seconds += loop.time() - waited
                 deadline += loop.time() - waited
                 async with asyncio.timeout_at(deadline):
                     try:
-                        await self._rooms.create(
-                            server, room, empty_timeout_seconds=pool.spec.session.join_timeout_seconds + 30
-                        )
+                        with request.span.child("room"):
+                            await self._rooms.create(
+                                server, room, empty_timeout_seconds=pool.spec.session.join_timeout_seconds + 30
+                            )
                     except BaseException:
                         self._allocator.release(candidate)
                         raise
-                    bound = await self._binder.bind(candidate, pool, request, room, loop.time() - began, hold)
+                    with request.span.child("bind", pod=candidate.name) as step:
+                        bound = await self._binder.bind(candidate, pool, request, room, loop.time() - began, hold)
+                        step.note(outcome="conflict" if bound is None else "bound")
                     if bound is None:
+                        conflicts += 1
+                        request.span.note(conflicts=conflicts)
                         continue
                     mine.add(bound.uid)
                     if request.keyed and await self._rival(request, mine):
                         await self._yield(hold)
                         continue
                     since_bind = loop.time()
-                    refusal = await self._deliverer.deliver(hold[-1], request, server, room)
+                    with request.span.child("delivery", pod=bound.name) as step:
+                        refusal = await self._deliverer.deliver(hold[-1], request, server, room, step.traceparent)
+                        step.note(outcome=(refusal or "accepted").lower())
                     if refusal is None:
                         hold.clear()
                         self._metrics.delivery_seconds.labels(*request.key).observe(loop.time() - since_bind)

@@ -35,6 +35,7 @@ from pipecat.workers.runner import WorkerRunner
 from websockets.asyncio.client import ClientConnection
 
 from voicepool_agent import pipecat_private
+from voicepool_agent.connections import Connections
 
 
 def transport() -> LiveKitTransport:
@@ -249,6 +250,12 @@ async def test_services_measure_although_the_bot_has_not_asked_and_its_clients_a
         assert processor.usage_metrics_enabled
     assert rtvi._params.metrics_enabled is asked
     assert ours.capabilities.metrics is asked
+
+
+async def test_services_that_connect_before_there_is_a_session_measure_as_well() -> None:
+    ours, release = worker(FrameProcessor()), asyncio.Event()
+    Connections([ours], release, print).hold(ours)
+    assert (ours.params.enable_metrics, ours.params.enable_usage_metrics) == (True, True)
 
 
 async def test_heartbeats_are_seen_until_a_processor_holds_them_up_and_it_is_known_which() -> None:

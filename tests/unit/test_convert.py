@@ -196,6 +196,12 @@ def test_a_long_message_is_cut() -> None:
     assert len(fact.message) == 1024
 
 
+def test_a_summary_is_kept_whole() -> None:
+    summary = '{"session":"s-1","reason":"idle","errors":["' + "x" * 3000 + '"]}'
+    fact = pod(agent({"terminated": {"exitCode": 0, "message": summary}}), phase="Succeeded")
+    assert fact.message == summary
+
+
 def pool_object(**spec: Any) -> dict[str, Any]:
     metadata = {"name": "demo", "namespace": "calls", "uid": "u", "resourceVersion": "7", "generation": 3}
     return {"metadata": metadata, "spec": {"template": {"spec": {}}, **spec}}

@@ -44,6 +44,7 @@ class Connections:
     def hold(self, worker: PipelineWorker) -> None:
         """A worker is about to be set up: let it connect and not start, and listen to it."""
         self.workers.append(worker)
+        pipecat_private.measure(worker)  # the session comes after the set-up, which is too late for it
         pipecat_private.hold_start(worker, self._release)
         worker.add_observer(_SetUps(self))
 

@@ -104,14 +104,15 @@ def happenings(old: PodFact | None, new: PodFact | None) -> tuple[Happening, ...
         result.append(Happening(Kind.SESSION_STARTED, new))
     if new.finished and not old.finished:
         if new.state is BindState.BOUND:
-            result.append(_end_of_session(new))
+            result.append(end_of_session(new))
         elif not (new.deleting or old.deleting):
             kind = Kind.WARM_POD_DIED if old.once_ready else Kind.START_FAILED
             result.append(Happening(kind, new, _drop_reason(new)))
     return tuple(result)
 
 
-def _end_of_session(pod: PodFact) -> Happening:
+def end_of_session(pod: PodFact) -> Happening:
+    """How the session of a bound pod that has finished came to its end: by its agent's summary, or dropped without one."""
     reason = _summary_reason(pod.message)
     if reason is None and pod.exit_code != 0 and pod.phase != "Succeeded":
         return Happening(Kind.SESSION_DROPPED, pod, _drop_reason(pod))

@@ -8,6 +8,7 @@ from typing import Any
 
 from voicepool.agents import AgentStatus
 from voicepool.binding import is_candidate, timestamp
+from voicepool.events import Happening, Kind, end_of_session
 from voicepool.gateway.view import ClusterView, PoolKey, is_live
 from voicepool.model import BindState, PodFact
 
@@ -24,6 +25,7 @@ def session_state(pod: PodFact, status: AgentStatus | None = None) -> str:
 def session_record(pod: PodFact, status: AgentStatus | None = None) -> dict[str, Any]:
     """One session, in Pipecat Cloud's words where it has some."""
     state = session_state(pod, status)
+    end = end_of_session(pod) if pod.finished else None
     summary = _summary(pod.message) if state == "ended" else None
     return {
         "sessionId": pod.session,
@@ -34,7 +36,8 @@ def session_record(pod: PodFact, status: AgentStatus | None = None) -> dict[str,
         "createdAt": timestamp(pod.bound_at) if pod.bound_at else None,
         "endedAt": timestamp(pod.finished_at) if pod.finished_at else None,
         "coldStart": pod.cold_start is not None,
-        "completionStatus": _completion(pod) if state == "ended" else None,
+        "completionStatus": _completion(pod, end) if state == "ended" else None,
+        "reason": end.reason if end else None,
         "agent": {"pod": pod.name, "node": pod.node, "template": pod.template_hash},
         "summary": summary,
     }
@@ -60,7 +63,9 @@ def health(view: ClusterView, keys: Iterable[PoolKey]) -> dict[str, Any]:
     }
 
 
-def _completion(pod: PodFact) -> str:
+def _completion(pod: PodFact, end: Happening | None) -> str:
+    if end is not None and end.kind is Kind.SESSION_DROPPED:
+        return "dropped"
     return "completed" if pod.phase == "Succeeded" else "failed"
 
 

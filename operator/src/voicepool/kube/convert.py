@@ -39,6 +39,8 @@ ORDINARY_WAITING = frozenset({"ContainerCreating", "PodInitializing"})
 """Waiting reasons of a start that goes well."""
 
 MAX_MESSAGE_CHARACTERS = 1024
+SUMMARY_BEGINS = '{"session":'
+"""A session's summary is kept whole: the gateway shows it, and Kubernetes lets it have 4096 bytes at most."""
 
 
 class _Fields(msgspec.Struct, rename="camel", omit_defaults=True):
@@ -165,7 +167,7 @@ def pod_from_json(obj: Json) -> PodFact | None:
         cold_start=annotations.get(ANNOTATION_COLD_START),
         start_attempt=_count(annotations.get(ANNOTATION_START_ATTEMPT)),
         waiting_reason=waiting_reason,
-        message=message[:MAX_MESSAGE_CHARACTERS] if message else None,
+        message=_shortened(message) if message else None,
         exit_code=terminated.get("exitCode") if terminated else None,
         not_ready_since=not_ready_since,
         ready_since=_ready_changed(status, "True"),
@@ -207,6 +209,10 @@ def _waiting(
         if condition.get("type") == "PodScheduled" and condition.get("status") == "False":
             return condition.get("reason") or "Unschedulable", condition.get("message")
     return None, None
+
+
+def _shortened(message: str) -> str:
+    return message if message.startswith(SUMMARY_BEGINS) else message[:MAX_MESSAGE_CHARACTERS]
 
 
 def _last_words(

@@ -378,7 +378,9 @@ class Host:
     @property
     def _unfit(self) -> str | None:
         """Why no session can be taken now; None when one can."""
-        if self._state is not State.PARKED or self._stop.is_set() or self._failed.is_set():
+        if self._failed.is_set():
+            return "the agent has failed"  # the log and the termination message say why, without secrets
+        if self._state is not State.PARKED or self._stop.is_set():
             return f"the agent is {self._state}"
         return self._connections.problem if self._connections is not None else None
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import uvloop
 
-from tests.bench import agent, bind, fill, operator_size, replace
+from tests.bench import agent, bind, fill, node, operator_size, replace
 from tests.bench.report import Row, document, table
 from tests.bench.world import World, load_average, world
 from tests.cluster.progress import Progress, words
@@ -28,9 +28,11 @@ BENCHMARKS: dict[str, Callable[[World], Awaitable[list[Row]]]] = {
     module.NAME: module.measure
     for module in (bind, replace, fill, operator_size)
 }
-WITHOUT_CLUSTER: dict[str, Callable[[Path, Progress], Coroutine[Any, Any, list[Row]]]] = {agent.NAME: agent.measure}
-"""Measured first, while nothing else of ours runs."""
-NAMES = (*WITHOUT_CLUSTER, *BENCHMARKS)
+BY_THEMSELVES: dict[str, Callable[[Path, Progress], Coroutine[Any, Any, list[Row]]]] = {
+    module.NAME: module.measure for module in (agent, node)
+}
+"""Those that need none, or one with a node, which they make. Measured first, while nothing else of ours runs."""
+NAMES = (*BY_THEMSELVES, *BENCHMARKS)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -51,8 +53,8 @@ def main(arguments: Sequence[str]) -> int:
     machine = _machine()
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="voicepool-bench-") as folder:
-        for name in [name for name in chosen if name in WITHOUT_CLUSTER]:
-            rows += _shown(name, uvloop.run(WITHOUT_CLUSTER[name](Path(folder), progress)))
+        for name in [name for name in chosen if name in BY_THEMSELVES]:
+            rows += _shown(name, uvloop.run(BY_THEMSELVES[name](Path(folder), progress)))
     if on_cluster := [name for name in chosen if name in BENCHMARKS]:
         rows += _on_a_cluster(on_cluster, progress)
     _print(

@@ -8,7 +8,7 @@ from typing import Any
 
 from voicepool.kube.api import PODS
 
-from .server import REFUSED_IMAGE, Fate
+from .server import REFUSED_IMAGE, EventFate, Fate
 from .world import CALM, MOST_PODS, MOST_REPLICAS, QUIET_SECONDS, STORM, World
 
 STEPS = 30
@@ -23,16 +23,16 @@ def play(seed: int, story: Callable[[World], Coroutine[Any, Any, None]] | None =
 
 
 def every_call(story: Callable[[int], Callable[[World], Coroutine[Any, Any, None]]]) -> int:
-    """Play a story once for each call at which a process of it can die; returns how many there are.
+    """Play a story once for each call (or event) at which something can go wrong in it; returns how many there are.
 
     Args:
-        story: makes the one in which it dies at that call; it sets ``uncrashed`` where there are fewer calls.
+        story: makes the one in which it goes wrong at that call; it sets ``unplayed`` where there are fewer calls.
     """
     call = 0
     while True:
         world = play(call, story(call))
-        assert not world.problems, f"dies at call {call}: {world.problems[0]}\n" + "\n".join(world.story)
-        if world.uncrashed:
+        assert not world.problems, f"wrong at {call}: {world.problems[0]}\n" + "\n".join(world.story)
+        if world.unplayed:
             return call
         call += 1
 
@@ -226,13 +226,13 @@ def _trouble_in_the_sky(world: World) -> None:
 
 
 def operator_crash(
-    call: int, fate: Fate, change: Callable[[World], None]
+    call: int, fate: Fate, change: Callable[[World], None], **spec: Any
 ) -> Callable[[World], Coroutine[Any, Any, None]]:
     """A full pool is changed, and the operator dies at its ``call``-th call after that."""
 
     async def story(world: World) -> None:
         world.invariants.overshoot_bound = 0
-        world.create_pool(**_spec("Queue", 3, 8, 600))
+        world.create_pool(**_spec("Queue", 3, 8, 600), **spec)
         world.start("operator-a")
         world.start("gateway-a")
         await asyncio.sleep(20.0)
@@ -242,7 +242,7 @@ def operator_crash(
         await asyncio.sleep(40.0)
         world.start_session("later", keyed=True)
         await asyncio.sleep(40.0)
-        world.uncrashed = "operator-a" in world.crash_at
+        world.unplayed = "operator-a" in world.crash_at
         await world.settle(settling_seconds=900.0, quiet_seconds=900.0)
 
     return story
@@ -268,7 +268,70 @@ def gateway_crash(call: int, fate: Fate, policy: str) -> Callable[[World], Corou
         await asyncio.sleep(60.0)
         if "started" not in world.callers["mine"].outcomes:
             world.wrong(f"the caller who asked two gateways was told {world.callers['mine'].outcomes}")
-        world.uncrashed = "gateway-a" in world.crash_at
+        world.unplayed = "gateway-a" in world.crash_at
         await world.settle(settling_seconds=900.0, quiet_seconds=900.0)
+
+    return story
+
+
+def missed_event(process: str, number: int, fate: EventFate) -> Callable[[World], Coroutine[Any, Any, None]]:
+    """Much happens to a pool, and a process misses the ``number``-th watch event of it."""
+
+    async def story(world: World) -> None:
+        # Until its copy is listed anew an operator may count what is there once less, and what is gone once more.
+        world.invariants.overshoot_bound = MOST_REPLICAS
+        spec = _spec("Queue", 2, 8, 86_400)
+        world.create_pool(**spec)
+        for name in ("operator-a", "gateway-a"):
+            world.start(name)
+        world.event_at[process] = (number, fate)
+        await asyncio.sleep(10.0)
+        world.start_session("one", keyed=True, stays=True)
+        await asyncio.sleep(5.0)
+        world.change_pool(replicas=3)
+        await asyncio.sleep(5.0)
+        world.new_image(2)
+        await asyncio.sleep(15.0)
+        for agent in world.cluster.agents.values():
+            if agent.session == "one":
+                world.cluster.finish(agent, "the caller left")
+        world.start_session("two", keyed=True, stays=True)
+        await asyncio.sleep(5.0)
+        world.change_pool(replicas=1)
+        await asyncio.sleep(5.0)
+        world.delete_pool()
+        await asyncio.sleep(20.0)
+        world.create_pool(**spec)
+        await asyncio.sleep(20.0)
+        world.unplayed = world.event_at.pop(process, None) is not None
+        # What was dropped the next periodic list shows.
+        await world.settle(settling_seconds=2400.0 if fate is EventFate.DROPPED else 120.0, quiet_seconds=300.0)
+
+    return story
+
+
+def old_lists(process: str, revisions: int) -> Callable[[World], Coroutine[Any, Any, None]]:
+    """A process starts again after much has happened, and its first lists are so many revisions old."""
+
+    async def story(world: World) -> None:
+        world.invariants.overshoot_bound = 0
+        world.create_pool(**_spec("Queue", 2, 8, 86_400))
+        for name in ("operator-a", "gateway-a"):
+            world.start(name)
+        await asyncio.sleep(15.0)
+        world.start_session("one", keyed=True, stays=True)
+        await asyncio.sleep(5.0)
+        world.change_pool(replicas=3)
+        await asyncio.sleep(5.0)
+        world.old_lists[process] = revisions
+        world.kill(process, restart_seconds=0.1)
+        world.change_pool(replicas=1)
+        await asyncio.sleep(2.0)
+        del world.old_lists[process]
+        await asyncio.sleep(20.0)
+        if world.callers["one"].outcomes != ["started"]:
+            world.wrong(f"the caller is told {world.callers['one'].outcomes}")
+        world.unplayed = revisions > world.server.revision
+        await world.settle(settling_seconds=120.0, quiet_seconds=300.0)
 
     return story

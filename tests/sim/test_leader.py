@@ -76,8 +76,8 @@ def leader_crash(call: int, fate: Fate) -> Callable[[World], Coroutine[Any, Any,
         world.crash_at[leader] = (call, fate)
         world.change_pool(replicas=4)
         await asyncio.sleep(4.0)
-        world.uncrashed = world.crash_at.pop(leader, None) is not None
-        if not world.uncrashed:
+        world.unplayed = world.crash_at.pop(leader, None) is not None
+        if not world.unplayed:
             await asyncio.sleep(TAKE_OVER_SECONDS)
             if holder(world) != other:
                 world.wrong(f"{holder(world)} holds the Lease, and {other} is alone")

@@ -10,8 +10,8 @@ from collections.abc import Callable
 import pytest
 
 from .mutants import MUTANTS
-from .server import Fate
-from .stories import every_call, gateway_crash, operator_crash, play
+from .server import EventFate, Fate
+from .stories import every_call, gateway_crash, missed_event, old_lists, operator_crash, play
 from .world import World
 
 SEEDS = 160
@@ -63,6 +63,29 @@ def test_an_operator_that_dies_at_any_call_of_a_reconcile_goes_on_from_there(
     change: Callable[[World], None], fate: Fate
 ) -> None:
     assert every_call(lambda call: operator_crash(call, fate, change)) > 0
+
+
+@pytest.mark.parametrize("fate", CRASHES)
+def test_an_operator_that_dies_while_a_deleted_pool_comes_back_gives_its_calls_their_whole_time(fate: Fate) -> None:
+    def change(world: World) -> None:
+        world.delete_pool()
+        world.loop.call_later(10.0, lambda: world.create_pool(drainSeconds=60, session={"retentionSeconds": 30}))
+        world.loop.call_later(30.0, world.delete_pool)
+
+    assert every_call(lambda call: operator_crash(call, fate, change, drainSeconds=60)) > 5
+
+
+@pytest.mark.parametrize("process", ["operator-a", "gateway-a"])
+def test_lists_after_a_restart_may_be_as_old_as_anything(process: str) -> None:
+    assert every_call(lambda revisions: old_lists(process, revisions)) > 20
+
+
+@pytest.mark.parametrize(
+    ("process", "fate"),
+    [("operator-a", EventFate.DROPPED), ("operator-a", EventFate.CUT), ("gateway-a", EventFate.DROPPED)],
+)
+def test_any_one_watch_event_may_be_lost(process: str, fate: EventFate) -> None:
+    assert every_call(lambda number: missed_event(process, number, fate)) > 30
 
 
 @pytest.mark.parametrize("fate", CRASHES)

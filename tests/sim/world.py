@@ -159,6 +159,10 @@ class World:
         """Process to the number of calls until its crash, and on which side of the commit."""
         self.turns: list[Turn] = []
         """Calls to come whose fate is written; each happens once."""
+        self.event_at: dict[str, tuple[int, EventFate]] = {}
+        """Process to the number of watch events until one of which the fate is written, and that fate."""
+        self.old_lists: dict[str, int] = {}
+        """Process to the number of revisions that its lists are old."""
         self.call_counts: dict[str, int] = {}
         self.deaf: set[str] = set()
         """Processes whose watches show nothing of what happens."""
@@ -171,8 +175,8 @@ class World:
         self._candidates = 0
         self.leaks = 0
         """Bound pods at the end to whose agents the session never came."""
-        self.uncrashed = False
-        """A planned crash did not come, since there were fewer calls."""
+        self.unplayed = False
+        """A planned crash, or what was planned for an event, did not come: there were fewer."""
 
     # -- time and words ------------------------------------------------------------------------------------------------------------
 
@@ -264,6 +268,12 @@ class World:
         """See `Network`."""
         if process.name in self.deaf:
             return EventFate.DROPPED, 0.0
+        if process.name in self.event_at:
+            left, fate = self.event_at.pop(process.name)
+            if left <= 0:
+                self.tell(process.name, f"a watch event is {fate.name.lower().replace('_', ' ')}")
+                return fate, 0.0
+            self.event_at[process.name] = (left - 1, fate)
         delay = self.chance.uniform(0.0, self.event_seconds)
         if self.chance.random() < self.weather.event:
             delay = self.chance.uniform(0.01, 20.0)
@@ -275,6 +285,8 @@ class World:
 
     def list_age(self, process: Process) -> int:
         """See `Network`."""
+        if process.name in self.old_lists:
+            return self.old_lists[process.name]
         if self.chance.random() < self.weather.stale_list:
             age = self.chance.randrange(1, 20)
             self.tell(process.name, f"is given a list that is {age} revisions old")

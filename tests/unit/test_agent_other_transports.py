@@ -54,6 +54,34 @@ def test_a_transport_can_be_imported_without_its_package_and_says_what_is_missin
     assert left == []
 
 
+def test_a_transport_does_without_a_package_that_is_there_for_another_purpose_and_a_bot_gets_it() -> None:
+    command = """
+    from voicepool_agent import other_transports
+    other_transports.install()
+    import json, sys
+    from pipecat.transports.websocket.fastapi import FastAPIWebsocketParams
+    without = "fastapi" not in sys.modules and "starlette" not in sys.modules
+    from fastapi import FastAPI, WebSocket
+    from pipecat.transports.websocket import fastapi as first
+    print(json.dumps([without, FastAPI().version, first.WebSocket is WebSocket]))
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(command)], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == [True, "0.1.0", False]
+
+
+def test_a_transport_gets_a_package_that_the_bot_has_imported() -> None:
+    command = """
+    from voicepool_agent import other_transports
+    other_transports.install()
+    import starlette
+    from pipecat.transports.websocket import fastapi
+    from starlette.websockets import WebSocketState
+    print(fastapi.WebSocketState is WebSocketState)
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(command)], capture_output=True, text=True, check=True)
+    assert done.stdout == "True\n"
+
+
 def test_a_bot_that_imports_a_missing_package_itself_is_told_so() -> None:
     assert run(
         """

@@ -3,8 +3,8 @@
 Pipecat's examples offer Daily, Twilio and WebRTC side by side, and import what belongs to each at the top. Here every
 call comes through LiveKit. So a transport whose package is not in the image can be imported all the same (and only
 then fails when somebody makes one), and a bot whose `transport_params` have no entry "livekit" gets one with the
-parameters of an entry that it has. Invariants: a package that is there is always the one that is used; a bot that
-imports a missing package itself is told so, as everywhere.
+parameters of an entry that it has. Invariants: a bot
+gets a package that is there, and is told of one that is missing, as everywhere; only Pipecat's transports do without.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import importlib.abc
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from types import ModuleType
@@ -21,6 +22,10 @@ TRANSPORTS = "pipecat.transports."
 RUNNER_UTILITIES = "pipecat.runner.utils"
 PACKAGES = frozenset({"aiortc", "av", "daily", "fastapi", "moq", "starlette", "vonage_video_connector"})
 """What Pipecat's transports other than LiveKit import."""
+
+UNUSED = frozenset({"fastapi", "starlette"})
+"""Of these, what is in the image for another purpose (a bot's own routes). It costs 6 MB, which a transport
+that nobody calls is not worth."""
 
 PREFERRED = ("webrtc", "daily")
 """Whose parameters LiveKit takes over where a bot has several; they are for a browser's full band, as LiveKit's are."""
@@ -61,18 +66,22 @@ class _Placeholder(ModuleType):
 
 
 class _Placeholders(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Finds placeholders, after every other finder, and only while a transport is being imported."""
+    """Finds placeholders of packages, only while a transport is being imported."""
 
-    def __init__(self) -> None:
+    def __init__(self, packages: frozenset[str]) -> None:
+        self._packages = packages
         self._depth = 0
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         """See `importlib.abc.MetaPathFinder`."""
-        if self._depth and fullname.partition(".")[0] in PACKAGES:
-            return ModuleSpec(fullname, self, is_package=True)
-        return None
+        package = fullname.partition(".")[0]
+        if not self._depth or package not in self._packages:
+            return None
+        if not isinstance(sys.modules.get(package, _Placeholder(package)), _Placeholder):
+            return None  # somebody has imported it, and a part of it must be real as well
+        return ModuleSpec(fullname, self, is_package=True)
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         """See `importlib.abc.Loader`."""
@@ -94,7 +103,7 @@ class _Placeholders(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 class _Finder(importlib.abc.MetaPathFinder):
     """Puts our loaders before Pipecat's transports and its `create_transport`."""
 
-    def __init__(self, placeholders: _Placeholders) -> None:
+    def __init__(self, *placeholders: _Placeholders) -> None:
         self._placeholders = placeholders
 
     def find_spec(
@@ -115,10 +124,12 @@ class _Finder(importlib.abc.MetaPathFinder):
 
 
 class _Transport(SourceFileLoader):
-    placeholders: _Placeholders
+    placeholders: Sequence[_Placeholders]
 
     def exec_module(self, module: ModuleType) -> None:
-        with self.placeholders:
+        with ExitStack() as stack:
+            for one in self.placeholders:
+                stack.enter_context(one)
             super().exec_module(module)
 
 
@@ -162,6 +173,6 @@ def with_livekit(transport_params: Mapping[str, Callable[[], Any]]) -> dict[str,
 
 def install() -> None:
     """Do this for everything that is imported from now on."""
-    placeholders = _Placeholders()
-    sys.meta_path.insert(0, _Finder(placeholders))
-    sys.meta_path.append(placeholders)
+    unused, missing = _Placeholders(UNUSED), _Placeholders(PACKAGES)
+    sys.meta_path[:0] = [_Finder(unused, missing), unused]
+    sys.meta_path.append(missing)

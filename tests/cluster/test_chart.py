@@ -23,6 +23,7 @@ from tests.cluster.providers import choose, look
 from voicepool import crd
 from voicepool.gateway.custom_metrics import API_GROUP, API_VERSION
 from voicepool.gateway.peers import PORT_NAME
+from voicepool.gateway.tracing import is_on
 from voicepool.settings import GatewaySettings, OperatorSettings
 
 ROOT = Path(__file__).parents[2]
@@ -44,6 +45,7 @@ VARIANTS = [
     ("assignment.existingSecret=a", "apiKeys.existingSecret=b"),
     ("crds.install=false", "admissionPolicy.enabled=false", "fullnameOverride=other"),
     CUSTOM_METRICS,
+    ("tracing.endpoint=https://collector.example.com", "tracing.headersSecret=collector"),
 ]
 
 Object = dict[str, Any]
@@ -222,6 +224,17 @@ def test_every_file_that_a_process_is_told_of_is_mounted() -> None:
 def test_more_environment_replaces_what_the_chart_sets() -> None:
     environment = _environment(_rendered("operator.env.VOICEPOOL_LOG_LEVEL=DEBUG"), "voicepool-operator")
     assert environment["VOICEPOOL_LOG_LEVEL"] == "DEBUG"
+
+
+def test_the_gateway_sends_traces_where_the_values_say_and_to_nobody_otherwise() -> None:
+    assert [name for name in _environment(_rendered(), "voicepool-gateway") if name.startswith("OTEL_")] == []
+    objects = _rendered("tracing.endpoint=https://collector.example.com", "tracing.headersSecret=collector")
+    environment = _environment(objects, "voicepool-gateway")
+    assert environment["OTEL_EXPORTER_OTLP_ENDPOINT"] == "https://collector.example.com"
+    assert is_on(environment)
+    [container] = _of_kind(objects, "Deployment")["voicepool-gateway"]["spec"]["template"]["spec"]["containers"]
+    (headers,) = (one for one in container["env"] if one["name"] == "OTEL_EXPORTER_OTLP_HEADERS")
+    assert headers["valueFrom"] == {"secretKeyRef": {"name": "collector", "key": "headers"}}
 
 
 def test_the_operator_may_do_what_it_does_and_no_more() -> None:
@@ -516,6 +529,7 @@ def test_custom_metrics_are_not_installed_unseen() -> None:
         (("gateway.replicas=-1",), "/gateway/replicas"),
         (("livekit.apikey=x",), "apikey"),
         (("livekit.url=livekit.example.com",), "/livekit/url"),
+        (("tracing.endpoint=collector:4317",), "/tracing/endpoint"),
         (("image.digest=latest",), "/image/digest"),
         (("gateway.service.type=External",), "/gateway/service/type"),
         (("watchNamespaces={calls,more}",), "/watchNamespaces"),

@@ -76,3 +76,44 @@ def test_pipecats_models_are_built_by_their_first_use_and_a_bots_own_at_once() -
     assert (own, put_off, not_put_off) == (True, True, False)
     assert deferred == as_ever
     assert deferred[2] == [True, True]
+
+
+TRACING = """
+    from pipecat.pipeline.worker import PipelineWorker
+    from pipecat.utils.tracing import service_decorators
+    from pipecat.utils.tracing.setup import is_tracing_available, setup_tracing
+    def sdk():
+        return any(name.startswith(("opentelemetry.sdk.", "opentelemetry.exporter.")) for name in sys.modules)
+    available, before = is_tracing_available(), sdk()
+"""
+
+
+def test_pipecat_imports_nothing_of_the_sdk_of_opentelemetry_until_a_bot_sets_tracing_up() -> None:
+    found = run(
+        TRACING
+        + """
+    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+    from opentelemetry import trace
+    exporter = InMemorySpanExporter()
+    done = setup_tracing("a-bot", exporter=exporter)
+    trace.get_tracer("a-bot").start_span("turn").end()
+    trace.get_tracer_provider().force_flush()
+    names = [span.name for span in exporter.get_finished_spans()]
+    print(json.dumps([available, before, done, names]))
+    """
+    )
+    assert found == [True, False, True, ["turn"]]
+
+
+def test_without_that_pipecat_imports_it_always() -> None:
+    assert run(TRACING + "    print(json.dumps([available, before]))", deferred=False) == [True, True]
+
+
+def test_a_bot_that_has_imported_the_sdk_itself_finds_pipecat_as_it_is() -> None:
+    found = run(
+        "from opentelemetry.sdk.resources import Resource\n"
+        + textwrap.dedent(TRACING)
+        + "from pipecat.utils.tracing import setup\n"
+        + "print(json.dumps([available, setup.Resource is Resource]))"
+    )
+    assert found == [True, True]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import pytest
@@ -29,6 +29,12 @@ from pipecat.metrics.metrics import (
     TTFBMetricsData,
     TTSUsageMetricsData,
 )
+from pipecat.observers.user_bot_latency_observer import (
+    LatencyBreakdown,
+    LatencyContribution,
+    LatencyOwnerKind,
+    MeasuredFrom,
+)
 from pipecat.pipeline.pipeline import Pipeline
 from pipecat.pipeline.worker import PipelineWorker
 from pipecat.processors.frame_processor import FrameDirection, FrameProcessor
@@ -40,7 +46,8 @@ from voicepool_agent.logs import Redactor
 from voicepool_agent.metrics import Metrics
 from voicepool_agent.session import Session
 from voicepool_agent.settings import read_settings
-from voicepool_agent.summary import Reason, Usage
+from voicepool_agent.summary import Reason, Summary, Usage
+from voicepool_agent.tracing import Part, Trace
 
 SETTINGS = read_settings(
     {
@@ -89,6 +96,20 @@ class Time:
                 timer.call()
 
 
+class Told(Trace):
+    """What a trace was told."""
+
+    def __init__(self) -> None:
+        self.steps: list[tuple[str, float, tuple[Part, ...]]] = []
+        self.summaries: list[Summary] = []
+
+    def step(self, name: str, seconds: float, parts: Sequence[Part] = ()) -> None:
+        self.steps.append((name, seconds, tuple(parts)))
+
+    def end(self, summary: Summary) -> None:
+        self.summaries.append(summary)
+
+
 class Call:
     """A session with one worker and one transport, and Pipecat's part played by the test."""
 
@@ -101,6 +122,7 @@ class Call:
         self.aside = FrameProcessor()
         self.worker = PipelineWorker(Pipeline([self.transport.input(), self.aside, self.transport.output()]))
         self.clean = Redactor()
+        self.trace = Told()
         self.clean.add("canary")
         self.session = Session(
             "s-1",
@@ -108,6 +130,7 @@ class Call:
             self.metrics,
             clean=self.clean.quoted,
             speech=self.clean.speech,
+            trace=self.trace,
             clock=self.time.clock,
             schedule=self.time.schedule,
         )
@@ -136,6 +159,35 @@ class Call:
 @pytest.fixture
 async def call() -> Call:
     return Call()
+
+
+async def test_the_trace_is_told_of_joining_of_the_first_audio_and_of_the_end(call: Call) -> None:
+    call.time.pass_to(0.25)
+    await call.join()
+    call.time.pass_to(0.5)
+    call.session.heard(BotStartedSpeakingFrame(), FrameDirection.DOWNSTREAM)
+    call.session.heard(BotStartedSpeakingFrame(), FrameDirection.DOWNSTREAM)
+    assert call.trace.steps == [("joining", 0.25, ()), ("first audio", 0.5, ())]
+    call.session.conclude(Reason.CANCELLED)
+    summary = call.session.close(None)
+    assert call.trace.summaries == [summary]
+
+
+async def test_the_trace_is_told_what_a_turn_was_spent_on(call: Call) -> None:
+    part = LatencyContribution(
+        key="llm_inference",
+        label="LLM inference",
+        owner="GroqLLMService#0",
+        owner_kind=LatencyOwnerKind.SERVICE,
+        start_time=1_700_000_000.0,
+        duration_secs=0.4,
+    )
+    greeting = LatencyBreakdown(contributions=[part], measured_from=MeasuredFrom.CLIENT_CONNECTED, total_secs=0.4)
+    await call.session._on_turn(None, greeting)
+    assert call.trace.steps == []
+    turn = LatencyBreakdown(contributions=[part], measured_from=MeasuredFrom.USER_SILENCE, total_secs=0.4)
+    await call.session._on_turn(None, turn)
+    assert call.trace.steps == [("turn", 0.4, (Part("llm_inference", "GroqLLMService#0", 1_700_000_000.0, 0.4),))]
 
 
 async def test_joined_needs_the_pipeline_and_the_room(call: Call) -> None:

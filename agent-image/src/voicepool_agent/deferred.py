@@ -1,14 +1,16 @@
 """Puts off work that Pipecat's imports do and that most calls never need.
 
-Three things, 0.1 s and 12 MB together: httpx's command line (it imports three packages for coloured text), the number
-words of sixty languages, and the validators of Pipecat's pydantic models, of which a call uses a few. Invariants: each
-is made when it is first used, by the package's own code; models of a bot are made as they always are.
+Four things, 0.1 s and 12 MB together: httpx's command line (it imports three packages for coloured text), the number
+words of sixty languages, the validators of Pipecat's pydantic models, of which a call uses a few, and OpenTelemetry's
+SDK, which Pipecat imports where it is installed. Invariants: each is made when it is first used, by the package's own
+code; models of a bot are made as they always are, and so are traces of a bot.
 """
 
 from __future__ import annotations
 
 import importlib.abc
 import importlib.machinery
+import importlib.util
 import sys
 from collections.abc import Sequence
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
@@ -25,9 +27,13 @@ NUMBER_WORDS = "num2words"
 
 MODELS = "pipecat"
 
+TRACING = "pipecat.utils.tracing.setup"
+SDK = "opentelemetry.sdk.resources"
+"""The first of the SDK's modules that it imports."""
+
 
 class Deferred(importlib.abc.MetaPathFinder):
-    """Finds the three; leaves everything else to the next finder."""
+    """Finds the four; leaves everything else to the next finder."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -39,7 +45,7 @@ class Deferred(importlib.abc.MetaPathFinder):
         """
         if fullname == COMMAND_LINE:
             raise ModuleNotFoundError(f"{fullname} is for terminals", name=fullname)
-        loaders = {NUMBER_WORDS: _LoadsWhenCalled, MODELS: _PutsOffModels}
+        loaders = {NUMBER_WORDS: _LoadsWhenCalled, MODELS: _PutsOffModels, TRACING: _TracesWhenSetUp}
         kind = loaders.get(fullname) or (_PutsOffModels if fullname.startswith(MODELS + ".") else None)
         spec = PathFinder.find_spec(fullname, path, target) if kind else None
         if spec is None or kind is None or not isinstance(spec.loader, SourceFileLoader):
@@ -78,6 +84,27 @@ class _PutsOffModels(SourceFileLoader):
             super().exec_module(module)
         finally:
             BaseModel.model_config["defer_build"] = before
+
+
+class _TracesWhenSetUp(SourceFileLoader):
+    """Runs Pipecat's set-up of tracing without the SDK, and once more, with it, when a bot sets tracing up."""
+
+    def exec_module(self, module: ModuleType) -> None:
+        if SDK in sys.modules or importlib.util.find_spec(SDK) is None:
+            super().exec_module(module)
+            return
+        sys.modules[SDK] = None  # type: ignore[assignment]  # what cannot be imported is None there
+        try:
+            super().exec_module(module)
+        finally:
+            del sys.modules[SDK]
+
+        def setup_tracing(*arguments: Any, **named: Any) -> Any:
+            super(_TracesWhenSetUp, self).exec_module(module)
+            return module.setup_tracing(*arguments, **named)
+
+        module.OPENTELEMETRY_AVAILABLE = True  # type: ignore[attr-defined]
+        module.setup_tracing = setup_tracing  # type: ignore[attr-defined]
 
 
 def install() -> None:

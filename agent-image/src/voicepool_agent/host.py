@@ -17,6 +17,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from concurrent import futures
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,7 @@ from voicepool_agent.logs import Logs, Redactor
 from voicepool_agent.metrics import Metrics
 from voicepool_agent.settings import Settings, Warmth
 from voicepool_agent.summary import Reason, write_termination_message
+from voicepool_agent.tracing import FLUSH_SECONDS, Tracing
 from voicepool_agent.watchdog import Watchdog, place_of
 
 if TYPE_CHECKING:
@@ -89,6 +91,7 @@ class Host:
         logs: set up again once the bot is loaded, and given the session's id.
         redact: told about tokens.
         bot_routes: the bot's own.
+        tracing: of its session.
         clock: seconds, monotonic.
     """
 
@@ -99,6 +102,7 @@ class Host:
         logs: Logs,
         redact: Redactor,
         bot_routes: BotRoutes,
+        tracing: Tracing,
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -107,6 +111,7 @@ class Host:
         self._logs = logs
         self._redact = redact
         self._bot_routes = bot_routes
+        self._tracing = tracing
         self._clock = clock
         self._state = State.STARTING
         self._since = clock()
@@ -188,6 +193,7 @@ class Host:
             self._metrics,
             clean=self._redact.quoted,
             speech=self._redact.speech,
+            trace=self._tracing.session(assignment.session, assignment.pool, assignment.traceparent),
             clock=self._clock,
             schedule=asyncio.get_running_loop().call_later,
         )
@@ -374,6 +380,7 @@ class Host:
             seconds=round(process.age_seconds(), 3), megabytes=round(parked_bytes / 1e6, 1), warmed=warmed
         ).info("parked")
         self._parked.set()
+        self._tracing.prepare()
 
     @property
     def _unfit(self) -> str | None:
@@ -519,6 +526,7 @@ class Host:
         logger.error(words)
         sys.stderr.flush()
         self._leave_rooms()
+        futures.wait([self._tracing.leave()], FLUSH_SECONDS)
         os._exit(0 if summary else 1)
 
     def _point(self, assignment: Assignment) -> None:

@@ -59,6 +59,7 @@ async def _run() -> int:
     from voicepool_agent.server import Server
     from voicepool_agent.settings import SettingsError, read_settings, termination_message_path
     from voicepool_agent.summary import write_termination_message
+    from voicepool_agent.tracing import FLUSH_SECONDS, make_tracing
 
     try:
         settings = read_settings(os.environ)
@@ -73,7 +74,8 @@ async def _run() -> int:
     logs.configure()
     metrics = Metrics([state.value for state in State])
     bot_routes = BotRoutes()
-    host = Host(settings, metrics, logs, redact, bot_routes)
+    tracing = make_tracing(os.environ, settings)
+    host = Host(settings, metrics, logs, redact, bot_routes, tracing)
     server = Server(settings, host, verifier, metrics, bot_routes)
     try:
         await server.start()
@@ -83,6 +85,7 @@ async def _run() -> int:
     try:
         return await host.run()
     finally:
+        await asyncio.wait({asyncio.wrap_future(tracing.leave())}, timeout=FLUSH_SECONDS)
         await server.close()
 
 

@@ -30,7 +30,7 @@ from pipecat.frames.frames import (
     UserStoppedSpeakingFrame,
 )
 from pipecat.observers.base_observer import BaseObserver, FramePushed
-from pipecat.observers.user_bot_latency_observer import UserBotLatencyObserver
+from pipecat.observers.user_bot_latency_observer import LatencyBreakdown, MeasuredFrom, UserBotLatencyObserver
 from pipecat.pipeline.worker import PipelineWorker
 from pipecat.processors.frame_processor import FrameDirection, FrameProcessor
 from pipecat.transports.livekit.transport import LiveKitTransport
@@ -41,6 +41,7 @@ from voicepool_agent.pulse import Pulse
 from voicepool_agent.settings import Settings
 from voicepool_agent.speech import Speech
 from voicepool_agent.summary import Reason, Summary
+from voicepool_agent.tracing import Part, Trace
 from voicepool_agent.usage import Meter
 
 ROOM_IS_CLOSED = (
@@ -77,6 +78,7 @@ class Session:
         metrics: counted as things happen.
         clean: makes a text fit to be kept: no secrets, nothing that was said.
         speech: told what is said, for that.
+        trace: told what took how long.
         clock: seconds, monotonic; the session begins now.
         schedule: calls something later, as `loop.call_later` does.
     """
@@ -89,6 +91,7 @@ class Session:
         *,
         clean: Callable[[str], str],
         speech: Speech,
+        trace: Trace,
         clock: Callable[[], float],
         schedule: Callable[[float, Callable[[], None]], Handle],
     ) -> None:
@@ -101,6 +104,7 @@ class Session:
         self._metrics = metrics
         self._clean = clean
         self._speech = speech
+        self._trace = trace
         self._clock = clock
         self._schedule = schedule
         self._began = clock()
@@ -140,6 +144,7 @@ class Session:
         self._feel(worker)
         latency = UserBotLatencyObserver()
         latency.add_event_handler("on_latency_measured", self._on_latency)
+        latency.add_event_handler("on_latency_breakdown", self._on_turn)
         worker.add_observer(latency)
         worker.add_observer(_Listener(self))
         for transport in pipecat_private.livekit_transports(worker):
@@ -198,7 +203,7 @@ class Session:
         if self._unanswered_since is not None and now - self._unanswered_since >= UNANSWERED_SECONDS:
             waited = round(now - self._unanswered_since)
             self.note(f"what the caller said was not answered for {waited} s: {self._came_of_it}")
-        return Summary(
+        summary = Summary(
             session=self.id,
             reason=reason,
             duration_seconds=now - self._began,
@@ -209,6 +214,8 @@ class Session:
             interruptions=self._interruptions,
             usage=self._meter.usage,
         )
+        self._trace.end(summary)
+        return summary
 
     def heard(self, frame: Frame, direction: FrameDirection) -> None:
         """A frame went by, seen once for each of its two directions."""
@@ -244,6 +251,7 @@ class Session:
         if self._first_audio_seconds is None:
             self._first_audio_seconds = self._clock() - self._began
             self._metrics.first_audio_seconds.set(self._first_audio_seconds)
+            self._trace.step("first audio", self._first_audio_seconds)
             logger.bind(seconds=round(self._first_audio_seconds, 3)).info("first audio")
 
     # -- what Pipecat tells ------------------------------------------------------------------------------------
@@ -277,6 +285,11 @@ class Session:
 
     async def _on_latency(self, _observer: Any, seconds: float) -> None:
         self._metrics.latency_seconds.observe(seconds)
+
+    async def _on_turn(self, _observer: Any, turn: LatencyBreakdown) -> None:
+        if turn.measured_from is MeasuredFrom.USER_SILENCE:
+            parts = [Part(one.key, one.owner, one.start_time, one.duration_secs) for one in turn.contributions]
+            self._trace.step("turn", turn.total_secs, parts)
 
     def _on_disconnected(self, why: rtc.DisconnectReason.ValueType) -> None:
         if why == rtc.DisconnectReason.CLIENT_INITIATED:
@@ -320,6 +333,7 @@ class Session:
             return
         self._joined_seconds = self._clock() - self._began
         self._metrics.joined_seconds.set(self._joined_seconds)
+        self._trace.step("joining", self._joined_seconds)
         logger.bind(seconds=round(self._joined_seconds, 3)).info("joined")
         self.joined.set()
 

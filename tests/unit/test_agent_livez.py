@@ -9,6 +9,7 @@ from voicepool_agent.host import Host, State
 from voicepool_agent.logs import Logs, Redactor
 from voicepool_agent.metrics import Metrics
 from voicepool_agent.settings import read_settings
+from voicepool_agent.tracing import Tracing
 
 SETTINGS = read_settings(
     {
@@ -23,7 +24,7 @@ SETTINGS = read_settings(
 async def test_only_an_agent_that_does_not_come_to_its_end_is_not_live(state: State) -> None:
     now, redact = 100.0, Redactor()
     metrics = Metrics([one.value for one in State])
-    host = Host(SETTINGS, metrics, Logs(SETTINGS, redact), redact, BotRoutes(), clock=lambda: now)
+    host = Host(SETTINGS, metrics, Logs(SETTINGS, redact), redact, BotRoutes(), Tracing(), clock=lambda: now)
     host._enter(state)
     now += 45
     assert host.is_live

@@ -69,6 +69,19 @@ def _reader(fields: Any) -> Callable[[bytes], Json]:
     return lambda data: msgspec.to_builtins(decoder.decode(data))
 
 
+def event_reader(resource: Resource) -> Callable[[bytes], WatchEvent]:
+    """Reads one line of a watch; what it returns raises ValueError for a line that is no event."""
+    read_object = _reader(resource.fields)
+
+    def read(line: bytes) -> WatchEvent:
+        event = _EVENT.decode(line)
+        # The object of an error is not one of those that are watched.
+        read_whole = msgspec.json.decode if event.type == "ERROR" else read_object
+        return WatchEvent(event.type, read_whole(event.object))
+
+    return read
+
+
 def _list_reader(fields: Any) -> Callable[[bytes], Json]:
     return _reader(None if fields is None else _List[fields])
 
@@ -294,7 +307,7 @@ class AiohttpKubeApi:
         if label_selector:
             query["labelSelector"] = label_selector
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=self._silence_seconds)
-        read_object = _reader(resource.fields)
+        read = event_reader(resource)
         asked_at = self.clock.monotonic()
         try:
             async with self._session.get(resource.path(namespace), params=query, timeout=timeout) as response:
@@ -307,10 +320,7 @@ class AiohttpKubeApi:
                     *lines, rest = (rest + chunk).split(b"\n")
                     for line in lines:
                         if line:
-                            event = _EVENT.decode(line)
-                            # The object of an error is not one of those that are watched.
-                            read = msgspec.json.decode if event.type == "ERROR" else read_object
-                            yield WatchEvent(event.type, read(event.object))
+                            yield read(line)
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
             raise Unreachable(f"the watch of {resource.plural} broke: {_words(error)}") from error
 

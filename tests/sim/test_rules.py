@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ from voicepool.kube.api import BUDGETS, PODS, Json
 from voicepool.model import LABEL_STATE
 
 from .mutants import MUTANTS
+from .server import Change
 from .stories import play
 from .world import World
 
@@ -223,3 +226,57 @@ def test_with_on_replenish_a_new_template_comes_only_as_pods_are_taken() -> None
         await world.settle(settling_seconds=120.0, quiet_seconds=60.0)
 
     all_well(play(1, story))
+
+
+def placed(placement: str, best: Callable[[Iterable[int]], int]) -> Callable[[World], Coroutine[Any, Any, None]]:
+    """Callers come one at a time; each bind goes to a node with that many calls, of the nodes that have a warm pod."""
+
+    async def story(world: World) -> None:
+        def bound(change: Change) -> None:
+            if change.resource != PODS or not change.actor.startswith("gateway") or change.old is None:
+                return
+            on_node = Counter(
+                pod["spec"]["nodeName"] for pod in map(pod_before(change), world.server.all(PODS)) if is_call(pod)
+            )
+            free = {pod["spec"]["nodeName"] for pod in map(pod_before(change), world.server.all(PODS)) if is_warm(pod)}
+            chosen = change.new["spec"]["nodeName"]
+            if on_node[chosen] != best(on_node[node] for node in free):
+                world.wrong(f"a call goes to {chosen}; calls: {dict(on_node)}, free: {sorted(free)}")
+
+        world.server.observers.append(bound)
+        world.create_pool(replicas=6, maxPods=20, placement=placement, **BRIEF)
+        for name in ("operator-a", "gateway-a"):
+            world.start(name)
+        await asyncio.sleep(20.0)
+        for number in range(9):
+            world.start_session(f"caller-{number}", keyed=False, stays=True)
+            await asyncio.sleep(10.0)
+        assert world.invariants.binds == 9
+
+    return story
+
+
+def pod_before(change: Change) -> Callable[[Json], Json]:
+    """A pod as it was before the change."""
+    return lambda pod: change.old if change.old and pod["metadata"]["uid"] == change.old["metadata"]["uid"] else pod
+
+
+def is_call(pod: Json) -> bool:
+    return bool(pod["metadata"]["labels"][LABEL_STATE] == "bound")
+
+
+def is_warm(pod: Json) -> bool:
+    return not is_call(pod) and any(entry["ready"] for entry in pod["status"].get("containerStatuses") or ())
+
+
+@pytest.mark.parametrize(("placement", "best"), [("Packed", max), ("Spread", min)])
+def test_callers_one_at_a_time_go_to_the_nodes_that_the_placement_says(
+    placement: str, best: Callable[[Iterable[int]], int]
+) -> None:
+    for seed in range(3):
+        all_well(play(seed, placed(placement, best)))
+
+
+def test_a_placement_that_is_the_other_way_round_is_found() -> None:
+    assert play(0, placed("Packed", min)).problems
+    assert play(0, placed("Spread", max)).problems

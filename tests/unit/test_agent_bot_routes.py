@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, StreamingResponse
+from loguru import logger
 
 from voicepool_agent import pipecat_cloud
 from voicepool_agent.assignments import OrderVerifier
@@ -180,8 +181,11 @@ async def test_an_order_for_a_route_neither_binds_nor_ends(agent: Agent) -> None
 
 
 async def test_a_route_that_fails_says_so_and_nothing_more(app: FastAPI, agent: Agent) -> None:
-    @app.get("/broken")
-    async def broken() -> None:
+    logged: list[str] = []
+    sink = logger.add(logged.append, format="{message}")  # type: ignore[arg-type]
+
+    @app.get("/broken/{name}")
+    async def broken(name: str) -> None:
         raise RuntimeError("canary")
 
     @app.get("/half")
@@ -192,8 +196,10 @@ async def test_a_route_that_fails_says_so_and_nothing_more(app: FastAPI, agent: 
 
         return StreamingResponse(parts())
 
-    status, text = await agent.ask("/sessions/s-1/broken")
+    status, text = await agent.ask("/sessions/s-1/broken/canary")
+    logger.remove(sink)
     assert (status, "canary" in text) == (500, False)
+    assert [str(line).strip() for line in logged] == ["the bot's own route /broken/{name} failed: RuntimeError"]
     with pytest.raises(aiohttp.ClientPayloadError):
         await agent.ask("/sessions/s-1/half")
 

@@ -60,12 +60,14 @@ class BotRoutes:
         if application is None or path.rstrip("/") in RESERVED:
             return None
         exchange = _Exchange(request, await request.read())
+        scope = _scope(request, path)
         try:
-            await application(_scope(request, path), exchange.receive, exchange.send)
+            await application(scope, exchange.receive, exchange.send)
         except Exception as error:
             if not isinstance(error, ConnectionError):  # the other side has gone
-                # The words of the exception may hold what the caller has sent; its kind and the route are enough.
-                logger.error(f"the bot's route {path} failed: {type(error).__name__}")
+                # The exception's words, and the path, may hold what the caller has sent.
+                route = getattr(scope.get("route"), "path", "")
+                logger.error(f"the bot's own route {route} failed: {type(error).__name__}")
             if exchange.response is not None and not exchange.over.is_set() and request.transport is not None:
                 request.transport.abort()  # half an answer must not look like a whole one
         finally:

@@ -182,7 +182,7 @@ async def test_an_order_for_a_route_neither_binds_nor_ends(agent: Agent) -> None
 
 async def test_a_route_that_fails_says_so_and_nothing_more(app: FastAPI, agent: Agent) -> None:
     logged: list[str] = []
-    sink = logger.add(logged.append, format="{message}")  # type: ignore[arg-type]
+    sink = logger.add(logged.append, format="{message}")
 
     @app.get("/broken/{name}")
     async def broken(name: str) -> None:

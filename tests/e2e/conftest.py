@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from tests.cluster.images import NAMES, build_all
+from tests.cluster.progress import Progress
+from tests.cluster.tool import Cluster
+from tests.e2e.deployment import Deployment, Json, install, load
 from tests.e2e.livekit_server import LiveKit, run_livekit
+from tests.e2e.pools import BOT_MAP, BOTS, MakePool, pool_of
 
 Speech = tuple[bytes, int]
 
@@ -47,3 +54,46 @@ def speech() -> Callable[[str], Awaitable[Speech]]:
         return await asyncio.to_thread(speak, text)
 
     return speak_in_a_thread
+
+
+@pytest.fixture(scope="session")
+def deployment(cluster: Cluster) -> Deployment:
+    """A whole voicepool on a cluster of its own, for all tests of a run."""
+    progress = Progress()
+    build_all(progress)
+    load(cluster, progress, NAMES)
+    installed = install(cluster, progress)
+    bots = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": BOT_MAP}, "data": BOTS}
+    cluster.apply(json.dumps(bots))
+    return installed
+
+
+@pytest.fixture
+async def make_pool(deployment: Deployment) -> AsyncIterator[MakePool]:
+    """Makes a pool and waits until it is warm; gone after the test, with its pods."""
+    made: list[str] = []
+
+    async def make(name: str, container: Json, *, wait: bool = True, **spec: Any) -> str:
+        made.append(name)
+        await asyncio.to_thread(deployment.apply_pool, pool_of(name, container, **spec))
+        if wait:
+            await asyncio.to_thread(deployment.wait_until_ready, name)
+        return name
+
+    yield make
+    kubectl = deployment.cluster.kubectl
+    for name in made:
+        await asyncio.to_thread(kubectl, "delete", "vpool", name, "--ignore-not-found")
+        await asyncio.to_thread(
+            kubectl, "delete", "pods", "--selector", f"voicepool.dev/pool={name}", "--grace-period=1"
+        )
+
+
+@pytest.fixture
+async def kubectl(deployment: Deployment) -> Callable[..., Awaitable[str]]:
+    """Runs kubectl without stopping the event loop, in which a caller may be speaking."""
+
+    async def run(*arguments: str) -> str:
+        return await asyncio.to_thread(deployment.cluster.kubectl, *arguments)
+
+    return run

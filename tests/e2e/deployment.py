@@ -141,6 +141,17 @@ class Deployment:
         async with aiohttp.ClientSession() as http, http.get(url, headers=headers) as response:
             return response.status, await response.json()
 
+    async def session(self, pool: str, session_id: str) -> Json:
+        """What the gateway knows of a session. Raises aiohttp.ClientError."""
+        url = f"{self.gateway_url}/v1/agents/{pool}/sessions/{session_id}"
+        async with (
+            aiohttp.ClientSession() as http,
+            http.get(url, headers={"Authorization": f"Bearer {self.api_key}"}) as response,
+        ):
+            response.raise_for_status()
+            found: Json = await response.json()
+            return found
+
     def apply_pool(self, manifest: str | Json) -> str:
         """Apply a VoiceAgentPool and give its name.
 

@@ -8,33 +8,27 @@ import json
 import os
 import re
 import signal
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
 
 import pytest
 import yaml
 from tests.cluster.errors import ClusterError
-from tests.cluster.images import NAMES, build_all
-from tests.cluster.progress import Progress
 from tests.cluster.tool import Cluster
 from tests.e2e.caller import HEARD_RATE, read_wav
 from tests.e2e.conversation import Conversation, call, words_of
 from tests.e2e.deployment import (
     AGENT_IMAGE,
-    KEYLESS_IMAGE,
     MANIFESTS,
     NAMESPACE,
     Deployment,
     Json,
-    install,
     livekit_secret,
-    load,
     secret_values,
 )
+from tests.e2e.pools import KEYLESS, REFERENCE, Kubectl, MakePool, is_ready, kill, light, pool_of, processes_of, until
 
 from voicepool.binding import active_deadline_seconds, bind_patch, is_candidate
 from voicepool.kube.convert import pod_from_json
@@ -42,111 +36,8 @@ from voicepool.model import Disruption
 
 pytestmark = pytest.mark.cluster
 
-Anything = TypeVar("Anything")
-MakePool = Callable[..., Awaitable[str]]
-
-LIGHT_BOT = Path(__file__).parent / "bots" / "light.py"
-LIGHT_BOT_MAP = "light-bot"
 PAUSE = bytes(2 * HEARD_RATE // 4)
 """A quarter of a second of silence between two parts of an answer."""
-
-KEYLESS: Json = {"image": KEYLESS_IMAGE, "resources": {"requests": {"cpu": "10m", "memory": "350Mi"}}}
-REFERENCE: Json = {"image": AGENT_IMAGE, "resources": {"requests": {"cpu": "10m", "memory": "200Mi"}}}
-
-
-def light(**environment: str) -> Json:
-    """A container that runs the light bot."""
-    return {
-        "image": AGENT_IMAGE,
-        "env": [{"name": name, "value": value} for name, value in {"BOT": "/bots/light.py", **environment}.items()],
-        "volumeMounts": [{"name": "bots", "mountPath": "/bots"}],
-        "resources": {"requests": {"cpu": "10m", "memory": "120Mi"}},
-    }
-
-
-def pool_of(name: str, container: Json, **spec: Any) -> Json:
-    """A VoiceAgentPool."""
-    volumes = [{"name": "bots", "configMap": {"name": LIGHT_BOT_MAP}}] if "volumeMounts" in container else []
-    return {
-        "apiVersion": "voicepool.dev/v1alpha1",
-        "kind": "VoiceAgentPool",
-        "metadata": {"name": name},
-        "spec": {
-            "replicas": 1,
-            **spec,
-            "template": {"spec": {"volumes": volumes, "containers": [{"name": "agent", **container}]}},
-        },
-    }
-
-
-async def until(
-    what: str, look: Callable[[], Anything | None], deadline_seconds: float = 60, every_seconds: float = 0.3
-) -> Anything:
-    """The first thing that `look` finds; it may block. Fails, saying what was waited for, when the time is over."""
-    deadline = time.monotonic() + deadline_seconds
-    while True:
-        found = await asyncio.to_thread(look)
-        if found:
-            return found
-        if time.monotonic() > deadline:
-            pytest.fail(f"waited {deadline_seconds:g} s for {what}")
-        await asyncio.sleep(every_seconds)
-
-
-@pytest.fixture(scope="session")
-def deployment(cluster: Cluster) -> Deployment:
-    progress = Progress()
-    build_all(progress)
-    load(cluster, progress, NAMES)
-    installed = install(cluster, progress)
-    bot = {
-        "apiVersion": "v1",
-        "kind": "ConfigMap",
-        "metadata": {"name": LIGHT_BOT_MAP},
-        "data": {LIGHT_BOT.name: LIGHT_BOT.read_text()},
-    }
-    cluster.apply(json.dumps(bot))
-    return installed
-
-
-@pytest.fixture
-async def make_pool(deployment: Deployment) -> AsyncIterator[MakePool]:
-    """Makes a pool and waits until it is warm; gone after the test, with its pods."""
-    made: list[str] = []
-
-    async def make(name: str, container: Json, *, wait: bool = True, **spec: Any) -> str:
-        made.append(name)
-        await asyncio.to_thread(deployment.apply_pool, pool_of(name, container, **spec))
-        if wait:
-            await asyncio.to_thread(deployment.wait_until_ready, name)
-        return name
-
-    yield make
-    kubectl = deployment.cluster.kubectl
-    for name in made:
-        await asyncio.to_thread(kubectl, "delete", "vpool", name, "--ignore-not-found")
-        await asyncio.to_thread(
-            kubectl, "delete", "pods", "--selector", f"voicepool.dev/pool={name}", "--grace-period=1"
-        )
-
-
-@pytest.fixture
-async def kubectl(deployment: Deployment) -> Callable[..., Awaitable[str]]:
-    """Runs kubectl without stopping the event loop, in which a caller may be speaking."""
-
-    async def run(*arguments: str) -> str:
-        return await asyncio.to_thread(deployment.cluster.kubectl, *arguments)
-
-    return run
-
-
-Kubectl = Callable[..., Awaitable[str]]
-
-
-def is_ready(pod: Json) -> bool:
-    """What the pod's condition says."""
-    conditions = (pod.get("status") or {}).get("conditions") or ()
-    return any(one["type"] == "Ready" and one["status"] == "True" for one in conditions)
 
 
 def says_opening_hours(words: str) -> bool:
@@ -298,26 +189,6 @@ async def test_a_call_goes_on_to_its_end_when_its_pool_is_scaled_to_zero_and_del
 
 
 # Processes of ours that are killed
-
-
-def processes_of(deployment: Deployment, component: str) -> set[int]:
-    """The processes of all pods of a component of ours, as this machine sees them."""
-    pods = deployment.pods(f"app.kubernetes.io/component={component}", NAMESPACE)
-    uids = [pod["metadata"]["uid"] for pod in pods]
-    found = set()
-    for folder in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            group = (folder / "cgroup").read_text().replace("_", "-")
-            command = (folder / "cmdline").read_bytes()
-            if b"voicepool" in command and any(uid in group for uid in uids):
-                found.add(int(folder.name))
-    return found
-
-
-def kill(processes: set[int]) -> None:
-    for process in processes:
-        with suppress(ProcessLookupError):  # the first that dies takes the others with it
-            os.kill(process, signal.SIGKILL)
 
 
 @pytest.fixture

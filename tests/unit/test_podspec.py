@@ -115,6 +115,21 @@ def test_the_agent_is_told_how_far_to_go_before_it_waits() -> None:
     assert {"name": "VOICEPOOL_WARMTH", "value": "Imported"} in agent["env"]
 
 
+def test_the_agent_is_told_what_to_write_down_and_where() -> None:
+    recording = {"audio": True, "transcript": False, "path": "/data/calls"}
+    pod = build_pod(pool(session={"recording": recording}), 0, "aaaaaaaa", SETTINGS)
+    environment = {one["name"]: one.get("value") for one in agent_of(pod)["env"]}
+    assert environment["VOICEPOOL_RECORDING_AUDIO"] == "true"
+    assert environment["VOICEPOOL_RECORDING_TRANSCRIPT"] == "false"
+    assert environment["VOICEPOOL_RECORDING_PATH"] == "/data/calls"
+
+
+def test_a_pool_that_writes_nothing_down_has_the_pods_that_it_had_before_one_could() -> None:
+    assert [one["name"] for one in agent_of(built())["env"] if "RECORDING" in one["name"]] == []
+    elsewhere = pool(session={"recording": {"path": "/data/calls"}})
+    assert template_hash(elsewhere, SETTINGS) == template_hash(pool(), SETTINGS)
+
+
 def test_a_cold_start_names_its_session() -> None:
     pod = build_pod(pool(), 0, "aaaaaaaa", SETTINGS, cold_start="session-1")
     assert pod["metadata"]["annotations"]["voicepool.dev/cold-start"] == "session-1"
@@ -184,6 +199,7 @@ def test_the_hash_is_eight_digits_and_stays() -> None:
         {"session": {"max_duration_seconds": 61}},
         {"session": {"join_timeout_seconds": 61}},
         {"session": {"idle_timeout_seconds": 61}},
+        {"session": {"recording": {"transcript": True}}},
         {"warmth": "Started"},
     ],
 )

@@ -18,6 +18,7 @@ import time
 import traceback
 from collections.abc import Callable
 from concurrent import futures
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from pipecat.workers.runner import WorkerRunner
 
     from voicepool_agent.connections import Connections
+    from voicepool_agent.recording import Recording
     from voicepool_agent.session import Session
 
 CANCEL_SECONDS = 8.0
@@ -124,6 +126,7 @@ class Host:
         self._connections: Connections | None = None
         self._connecting: asyncio.Task[None] | None = None
         self._session: Session | None = None
+        self._recording: Recording | None = None
         self._failure: BotError | None = None
         self._folder = bot_folder(settings.bot)
         self._failed = asyncio.Event()
@@ -197,6 +200,16 @@ class Host:
             clock=self._clock,
             schedule=asyncio.get_running_loop().call_later,
         )
+        if self._settings.recording_audio or self._settings.recording_transcript:
+            from voicepool_agent.recording import Recording
+
+            self._recording = Recording(
+                assignment.session,
+                self._settings,
+                note=self._session.note,
+                clock=self._clock,
+                now=lambda: datetime.now(UTC),
+            )
         self._session.expect(self._workers, self._transports)
         _fill(self._arguments, assignment)
         self._point(assignment)
@@ -400,6 +413,8 @@ class Host:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._settings.drain_timeout_seconds + EXIT_SECONDS):
                     await self._end_bot(session, bot)
+        if self._recording is not None:
+            await self._recording.finish()
         summary = session.close(self._bot_error(bot))
         self._tell(summary.as_json())
         logger.bind(reason=summary.reason.value, turns=summary.turns, errors=list(summary.errors)).info(
@@ -477,6 +492,8 @@ class Host:
     def _listen(self, session: Session, worker: PipelineWorker) -> None:
         try:
             session.attach(worker)
+            if self._recording is not None:
+                self._recording.attach(worker)
         except Exception as error:
             session.fail(Reason.BOT_FAILED, f"cannot listen to the pipeline: {type(error).__name__}: {error}")
 

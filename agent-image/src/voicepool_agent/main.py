@@ -57,12 +57,13 @@ async def _run() -> int:
     from voicepool_agent.logs import Logs, Redactor
     from voicepool_agent.metrics import Metrics
     from voicepool_agent.server import Server
-    from voicepool_agent.settings import SettingsError, read_settings, termination_message_path
+    from voicepool_agent.settings import SettingsError, check_recording_path, read_settings, termination_message_path
     from voicepool_agent.summary import write_termination_message
     from voicepool_agent.tracing import FLUSH_SECONDS, make_tracing
 
     try:
         settings = read_settings(os.environ)
+        check_recording_path(settings)
         verifier = OrderVerifier(settings.assignment_public_key, settings.pod_uid, time.time)
     except (SettingsError, ValueError) as error:
         print(f"voicepool-agent: {error}", file=sys.stderr)  # noqa: T201 - there is no log yet

@@ -22,7 +22,7 @@ from livekit.rtc._ffi_client import FfiClient
 from livekit.rtc._proto import ffi_pb2 as proto_ffi
 from pipecat.audio.turn.smart_turn.local_smart_turn_v3 import LocalSmartTurnAnalyzerV3
 from pipecat.audio.vad.vad_analyzer import VADAnalyzer
-from pipecat.frames.frames import HeartbeatFrame
+from pipecat.frames.frames import HeartbeatFrame, InputAudioRawFrame, OutputAudioRawFrame
 from pipecat.pipeline.base_pipeline import BasePipeline
 from pipecat.pipeline.service_switcher import ServiceSwitcher
 from pipecat.pipeline.worker import PipelineWorker
@@ -203,6 +203,45 @@ def socket(processor: FrameProcessor) -> ClientConnection | None:
     """The connection to a provider, of a service that has one of Pipecat's own WebSocket kind."""
     connection = processor._websocket if isinstance(processor, WebsocketService) else None
     return connection if isinstance(connection, ClientConnection) else None
+
+
+def tap_audio(
+    worker: PipelineWorker,
+    heard: Callable[[str, bytes, int, int], None],
+    played: Callable[[bytes, int, int], None],
+) -> None:
+    """Be told of all audio of a pipeline that is not set up yet, as it comes from LiveKit and as it goes there.
+
+    Args:
+        worker: whose.
+        heard: whose voice (empty: that of all callers together), 16-bit samples, samples per second, channels.
+        played: the same of the agent, when LiveKit is about to take them.
+    """
+    for processor in processors(worker):
+        if isinstance(processor, LiveKitInputTransport):
+            _tap_input(processor, heard)
+        elif isinstance(processor, LiveKitOutputTransport):
+            _tap_output(processor, played)
+
+
+def _tap_input(processor: LiveKitInputTransport, heard: Callable[[str, bytes, int, int], None]) -> None:
+    push = processor.push_audio_frame
+
+    async def tapped(frame: InputAudioRawFrame) -> None:
+        heard(getattr(frame, "user_id", ""), frame.audio, frame.sample_rate, frame.num_channels)
+        await push(frame)
+
+    processor.push_audio_frame = tapped  # type: ignore[method-assign]
+
+
+def _tap_output(processor: LiveKitOutputTransport, played: Callable[[bytes, int, int], None]) -> None:
+    write = processor.write_audio_frame
+
+    async def tapped(frame: OutputAudioRawFrame) -> bool:
+        played(frame.audio, frame.sample_rate, frame.num_channels)
+        return await write(frame)
+
+    processor.write_audio_frame = tapped  # type: ignore[method-assign]
 
 
 def room(transport: LiveKitTransport) -> rtc.Room | None:

@@ -7,6 +7,7 @@ what it likes.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
@@ -87,6 +88,15 @@ class Settings(BaseModel):
     startup_blocked_timeout_seconds: float = Field(60, alias="VOICEPOOL_STARTUP_BLOCKED_TIMEOUT_SECONDS", gt=0)
     """The same while the bot is being built, when it may load models."""
 
+    recording_audio: bool = Field(False, alias="VOICEPOOL_RECORDING_AUDIO")
+    """Write down what is heard in a session, as a WAV file."""
+
+    recording_transcript: bool = Field(False, alias="VOICEPOOL_RECORDING_TRANSCRIPT")
+    """Write down what is said in a session, as lines of JSON."""
+
+    recording_path: Path = Field(Path("/recordings"), alias="VOICEPOOL_RECORDING_PATH")
+    """The folder for both."""
+
     termination_grace_seconds: float | None = Field(None, alias="VOICEPOOL_TERMINATION_GRACE_SECONDS", ge=0)
     """The pod's `terminationGracePeriodSeconds`: the kubelet kills so long after SIGTERM. None: not known."""
 
@@ -125,6 +135,25 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
     except ValidationError as error:
         problems = (f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors(include_url=False))
         raise SettingsError("the agent's environment is not complete: " + "; ".join(problems)) from None
+
+
+def check_recording_path(settings: Settings) -> None:
+    """Make sure that sessions can be written down where that is asked for.
+
+    Raises:
+        SettingsError: they cannot.
+    """
+    if not settings.recording_audio and not settings.recording_transcript:
+        return
+    folder = settings.recording_path
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return
+    except OSError as error:
+        raise SettingsError(
+            f"nothing can be written to {folder}, which spec.session.recording.path names ({error.strerror});"
+            " mount a volume there in spec.template that the agent's user may write to"
+        ) from None
 
 
 def termination_message_path(environment: Mapping[str, str]) -> Path:

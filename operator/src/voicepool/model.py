@@ -55,6 +55,17 @@ class _SpecModel(BaseModel):
     )
 
 
+class RecordingSpec(_SpecModel):
+    """What is written down of every session; nothing unless somebody asks for it."""
+
+    audio: bool = False
+    """Write what is heard to NAME.wav: the caller left, the agent right, 16-bit samples at 16 kHz. NAME is the session's id."""
+    transcript: bool = False
+    """Write what is said to NAME.jsonl: a line for each turn, with speaker, time and text."""
+    path: Annotated[str, Field(pattern=r"^/.", max_length=1024)] = "/recordings"
+    """The folder for both, on a volume that the template mounts there. An agent that cannot write to it is never Ready."""
+
+
 class SessionSpec(_SpecModel):
     """Rules of every session of the pool."""
 
@@ -66,6 +77,8 @@ class SessionSpec(_SpecModel):
     """How long both sides may be silent, in seconds, before the session ends."""
     retention_seconds: Annotated[int, Field(ge=0, le=86_400)] = 300
     """How long an ended pod is kept for its logs and its summary, in seconds."""
+    recording: RecordingSpec = RecordingSpec()
+    """What is written down of every session; nothing unless somebody asks for it."""
 
 
 class StartupSpec(_SpecModel):

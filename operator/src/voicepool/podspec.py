@@ -27,6 +27,7 @@ from voicepool.model import (
     VERSION,
     BindState,
     PoolFact,
+    RecordingSpec,
 )
 
 Json = dict[str, Any]
@@ -193,4 +194,15 @@ def _environment(pool: PoolFact, spec: Json, settings: PodSettings) -> list[Json
         {"name": "VOICEPOOL_SESSION_JOIN_TIMEOUT_SECONDS", "value": str(session.join_timeout_seconds)},
         {"name": "VOICEPOOL_SESSION_IDLE_TIMEOUT_SECONDS", "value": str(session.idle_timeout_seconds)},
         {"name": "VOICEPOOL_TERMINATION_GRACE_SECONDS", "value": str(spec["terminationGracePeriodSeconds"])},
+        *_recording(session.recording),
+    ]
+
+
+def _recording(recording: RecordingSpec) -> list[Json]:
+    if not recording.audio and not recording.transcript:
+        return []
+    return [
+        {"name": "VOICEPOOL_RECORDING_AUDIO", "value": str(recording.audio).lower()},
+        {"name": "VOICEPOOL_RECORDING_TRANSCRIPT", "value": str(recording.transcript).lower()},
+        {"name": "VOICEPOOL_RECORDING_PATH", "value": recording.path},
     ]

@@ -11,6 +11,7 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -186,6 +187,24 @@ async def test_a_call_goes_on_to_its_end_when_its_pool_is_scaled_to_zero_and_del
         "the agent to end by itself",
         lambda: [pod for pod in deployment.pods_of(pool) if pod["status"]["phase"] == "Succeeded"],
     )
+
+
+async def test_a_change_of_warmth_rolls_the_warm_pods_out_and_callers_hear_an_agent_of_each(
+    deployment: Deployment, make_pool: MakePool, kubectl: Kubectl
+) -> None:
+    def warm_with(warmth: str) -> Json | None:
+        variable = {"name": "VOICEPOOL_WARMTH", "value": warmth}
+        pods = [pod for pod in deployment.pods_of(pool) if pod["metadata"]["labels"]["voicepool.dev/state"] == "warm"]
+        return next((pod for pod in pods if is_ready(pod) and variable in pod["spec"]["containers"][0]["env"]), None)
+
+    pool = await make_pool("warmth", light(), warmth="Imported")
+    for warmth in ("Imported", "Started"):
+        await kubectl("patch", "vpool", pool, "--type=merge", f"--patch={json.dumps({'spec': {'warmth': warmth}})}")
+        await until(f"a warm pod that is {warmth}", partial(warm_with, warmth))
+        async with call(deployment, pool) as conversation:
+            assert (await conversation.listen()).seconds > 0.5
+            pod = await asyncio.to_thread(deployment.pod_of_session, conversation.session.session_id)
+            assert {"name": "VOICEPOOL_WARMTH", "value": warmth} in pod["spec"]["containers"][0]["env"]
 
 
 # Processes of ours that are killed

@@ -196,7 +196,8 @@ class Builder:
             f"{LABEL}={inputs}",
         ]
         if self.program == "buildah":
-            command += ["--isolation", "chroot", "--layers"]
+            # A build that fails leaves its container behind otherwise.
+            command += ["--isolation", "chroot", "--layers", "--force-rm"]
         if target:
             command += ["--target", target]
         if base:

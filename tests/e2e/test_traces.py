@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 from tests.e2e.agent_process import BOTS, run_agent
-from tests.e2e.bound import ROOM, SESSION, bound_agent
+from tests.e2e.bound import ROOM, SESSION, bound_agent, reason_of
 from tests.e2e.caller import Caller
 from tests.e2e.collector import Collector
 from tests.e2e.livekit_server import LiveKit, free_port
 from tests.e2e.providers import Providers
+from tests.e2e.test_stuck import BLOCKING_BOT
 
 from voicepool.gateway.tracing import make_tracing
 
@@ -97,6 +98,19 @@ async def test_a_collector_that_is_away_changes_nothing_but_one_line_of_the_log(
         assert agent.summary["errors"] == []
         assert agent.summary["joinedSeconds"] is not None
         assert agent.log.count("the collector of traces does not take spans") == 1
+
+
+async def test_an_agent_that_hangs_still_sends_the_end_of_its_session(livekit: LiveKit, tmp_path: Path) -> None:
+    async with Collector() as collector:
+        variables = {**collector.environment, "VOICEPOOL_BLOCKED_TIMEOUT_SECONDS": "3"}
+        async with (
+            bound_agent(livekit, tmp_path, BLOCKING_BOT, variables) as agent,
+            Caller(livekit.url, livekit.token("caller", ROOM)),
+        ):
+            assert await reason_of(agent) == "stuck"
+        (session,) = collector.named("session")
+    assert session.failed
+    assert session.attributes["error.type"] == "stuck"
 
 
 async def test_an_agent_without_a_collector_imports_nothing_of_the_sdk(livekit: LiveKit, tmp_path: Path) -> None:

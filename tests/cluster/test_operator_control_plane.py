@@ -316,6 +316,10 @@ class TestRefusals:
         document["spec"]["template"]["metadata"] = {"labels": {LABEL_STATE: "bound"}}
         assert "must not begin with voicepool.dev/" in self.refused(control_plane, document)
 
+    def test_a_recording_to_no_certain_place(self, control_plane: Cluster, namespace: str) -> None:
+        session = {"recording": {"audio": True, "path": "recordings"}}
+        assert "spec.session.recording.path" in self.refused(control_plane, manifest(namespace, session=session))
+
     def test_a_name_that_would_not_fit(self, control_plane: Cluster, namespace: str) -> None:
         assert "at most 40 characters" in self.refused(control_plane, manifest(namespace, name="x" * 41))
 
@@ -323,6 +327,8 @@ class TestRefusals:
         stored = await api.create(POOLS, namespace, manifest(namespace))
         assert stored["spec"]["replicas"] == 1
         assert stored["spec"]["session"]["maxDurationSeconds"] == 7200
+        nothing = {"audio": False, "transcript": False, "path": "/recordings"}
+        assert stored["spec"]["session"]["recording"] == nothing
         assert stored["spec"]["onEmpty"] == {"policy": "Queue", "timeoutSeconds": 20}
         assert stored["status"] == {"observedGeneration": -1}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import wave
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,13 +27,13 @@ AUDIBLE = 200
 
 
 async def call(
-    livekit: LiveKit, speech: Speech, folder: Path, environment: dict[str, str]
+    livekit: LiveKit, speech: Speech, folder: Path, environment: dict[str, str], *, through: Sequence[str] = ()
 ) -> tuple[dict[str, object], float]:
     """One call: a greeting, a question, an answer. Returns the summary, and how long the caller heard the agent."""
     question = await speech("Could you please tell me when you open tomorrow")
     async with (
         Providers(hears=HEARD, answers=ANSWERED) as providers,
-        run_agent(REFERENCE, folder, {**providers.environment, **environment}) as agent,
+        run_agent(REFERENCE, folder, {**providers.environment, **environment}, through=through) as agent,
     ):
         await agent.wait_until_ready()
         token = livekit.token("agent", ROOM, agent=True)
@@ -61,12 +61,14 @@ def audible(side: NDArray[np.int16]) -> list[float]:
     return [round(float(index) / 10, 1) for index in np.flatnonzero(loud)]
 
 
+@pytest.mark.parametrize("warmth", ["Imported", "Built", "Started"])
 async def test_both_sides_are_in_the_recording_and_in_the_transcript(
-    livekit: LiveKit, speech: Speech, tmp_path: Path
+    livekit: LiveKit, speech: Speech, tmp_path: Path, warmth: str
 ) -> None:
     folder = tmp_path / "recordings"
     folder.mkdir()
     asked = {
+        "VOICEPOOL_WARMTH": warmth,
         "VOICEPOOL_RECORDING_AUDIO": "true",
         "VOICEPOOL_RECORDING_TRANSCRIPT": "true",
         "VOICEPOOL_RECORDING_PATH": str(folder),
@@ -94,6 +96,21 @@ async def test_both_sides_are_in_the_recording_and_in_the_transcript(
     log = (tmp_path / "agent.log").read_text().lower()
     assert "tomorrow" not in log
     assert "nine in the morning" not in log
+
+
+async def test_a_disk_that_takes_no_more_in_the_middle_of_a_call_ends_the_recording_and_not_the_call(
+    livekit: LiveKit, speech: Speech, tmp_path: Path
+) -> None:
+    folder = tmp_path / "recordings"
+    folder.mkdir()
+    asked = {"VOICEPOOL_RECORDING_AUDIO": "true", "VOICEPOOL_RECORDING_PATH": str(folder)}
+    summary, heard_seconds = await call(livekit, speech, tmp_path, asked, through=("prlimit", "--fsize=150000"))
+    assert summary["errors"] == ["the recording broke off: File too large"]
+    assert summary["reason"] == "caller-left"
+    assert heard_seconds > 1.0, "the caller heard an answer, long after"
+    assert os.listdir(folder) == [f"{SESSION}.wav.part"]
+    left, right = sides(folder / f"{SESSION}.wav.part")
+    assert RATE < len(left) == len(right) <= 150_000 // 4
 
 
 async def test_nothing_is_written_down_unless_somebody_asks_for_it(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 
@@ -39,6 +40,11 @@ def control_plane() -> Iterator[Cluster]:
 def cluster() -> Iterator[Cluster]:
     """A whole Kubernetes that runs pods. Needs Linux, root and Go."""
     yield from _cluster("", control_plane_only=False)
+
+
+def pytest_configure() -> None:
+    """Whoever ends the tests politely leaves no cluster behind."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def pytest_report_header() -> str:

@@ -81,6 +81,8 @@ class Providers:
     """The functions of each request to Groq."""
     spoken: list[str] = field(default_factory=list)
     """The texts that Inworld was given."""
+    gone_wrong: dict[str, int] = field(default_factory=lambda: {"assemblyai": 0, "groq": 0, "inworld": 0})
+    """How often a fault took its course, by provider; refused keys are counted in `refused`."""
     open: dict[str, list[web.WebSocketResponse]] = field(default_factory=lambda: {"assemblyai": [], "inworld": []})
     """WebSocket connections at this moment, by provider."""
 
@@ -197,6 +199,7 @@ class Providers:
         self.prompts.append(question["messages"])
         self.offered.append({tool["function"]["name"] for tool in question.get("tools") or ()})
         fault = self.faults.get("groq")
+        self.gone_wrong["groq"] += fault is not None
         if fault is Fault.ERRS:
             error = {"message": "Failed to call a function.", "failed_generation": self.babble}
             return web.json_response({"error": error}, status=400)
@@ -259,6 +262,7 @@ class Providers:
     async def _goes_wrong(self, provider: str, socket: web.WebSocketResponse, error: dict[str, Any]) -> bool:
         """Whether the provider has a fault, which takes its course."""
         fault = self.faults.get(provider)
+        self.gone_wrong[provider] += fault is not None
         if fault is Fault.BABBLES:
             await socket.send_str(self.babble)
         elif fault is Fault.ERRS:

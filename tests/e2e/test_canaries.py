@@ -35,16 +35,17 @@ async def shown(agent: AgentProcess) -> str:
     return "\n".join(pages)
 
 
-async def asked_times(providers: Providers, times: int) -> None:
-    """Wait until the language model has been asked so often."""
-    async with asyncio.timeout(20):
-        while len(providers.prompts) < times:  # noqa: ASYNC110 - the double has no event for it
+async def goes_wrong(providers: Providers, provider: str, fault: Fault, babble: str) -> None:
+    """Give a provider a fault, alone, and wait until it has shown."""
+    providers.faults, providers.babble = {provider: fault}, babble
+    before = providers.gone_wrong[provider]
+    async with asyncio.timeout(30):
+        while providers.gone_wrong[provider] == before:  # noqa: ASYNC110 - the double has no event for it
             await asyncio.sleep(0.05)
 
 
-@pytest.mark.parametrize(
-    ("level", "debug"), [("DEBUG", "true"), ("INFO", "false"), ("WARNING", "false"), ("ERROR", "true")]
-)
+# Each level holds what the next one holds; Pipecat writes less without its debug.
+@pytest.mark.parametrize(("level", "debug"), [("DEBUG", "true"), ("WARNING", "false")])
 async def test_no_canary_is_in_logs_metrics_or_the_termination_message(
     livekit: LiveKit, speech: Speech, tmp_path: Path, level: str, debug: str
 ) -> None:
@@ -70,14 +71,14 @@ async def test_no_canary_is_in_logs_metrics_or_the_termination_message(
             await caller.say(*question)
             await caller.hear()
             # What follows goes wrong in every way in which a message is quoted.
-            providers.faults["inworld"], providers.babble = Fault.ERRS, HEARD
-            await caller.say(*question)
-            await asked_times(providers, 2)
-            providers.faults, providers.babble = {"groq": Fault.ERRS}, QUOTED
-            await caller.say(*question)
-            await asked_times(providers, 3)
-            providers.faults["assemblyai"] = Fault.BABBLES
-            await caller.say(*question)
+            for provider, fault, babble in (
+                ("inworld", Fault.ERRS, HEARD),
+                ("groq", Fault.ERRS, QUOTED),
+                ("assemblyai", Fault.BABBLES, QUOTED),
+            ):
+                asking = asyncio.create_task(caller.say(*question))
+                await goes_wrong(providers, provider, fault, babble)
+                await asking
             pages = await shown(agent)
         assert await agent.exit_code() == 0
         for prompt in (prompt for prompt in providers.prompts if prompt):
@@ -89,4 +90,4 @@ async def test_no_canary_is_in_logs_metrics_or_the_termination_message(
         errors = "\n".join(agent.summary["errors"])
         assert "InworldTTSService: unknown: Inworld API error: [...]" in errors
         assert "Error code: 400 - Failed to call a function." in errors
-        assert ("non-JSON message: [...]" in agent.log) is (level != "ERROR")
+        assert "non-JSON message: [...]" in agent.log

@@ -162,8 +162,10 @@ async def test_a_bound_agent_takes_no_other_session_and_says_the_same_of_its_own
 
 async def test_a_livekit_server_that_is_not_there_ends_the_session_in_bounded_time(parked: AgentProcess) -> None:
     await parked.bind(**claims(body={"name": "Ada"}))
+    _, status = await parked.get("/status")
+    assert (status["state"], status["waiting_for"]) == ("accepted", "LiveKit")
     _, status = await parked.get("/status?wait=joined&timeout=20")
-    assert status["state"] == "ending"
+    assert (status["state"], status["waiting_for"]) == ("ending", None)
     assert await parked.exit_code() == 0
     assert parked.summary["session"] == "s-1"
     assert parked.summary["reason"] == "not-joined"

@@ -149,6 +149,11 @@ class Host:
         return self._session.id if self._session else None
 
     @property
+    def waiting_for(self) -> str | None:
+        """What keeps it from having joined, in words; None when nothing does, or there is no session."""
+        return self._session.waiting_for if self._session and self._state is State.ACCEPTED else None
+
+    @property
     def since_seconds(self) -> float:
         """For how long it has been in this state."""
         return self._clock() - self._since

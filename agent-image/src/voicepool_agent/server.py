@@ -103,6 +103,7 @@ class Server:
                 "state": self._host.state,
                 "session": self._host.session_id,
                 "pod_uid": self._settings.pod_uid,
+                "waiting_for": self._host.waiting_for,
                 "since_seconds": round(self._host.since_seconds, 3),
             }
         )

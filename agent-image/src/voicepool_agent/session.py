@@ -355,6 +355,11 @@ class Session:
         if not self.joined.is_set():
             self.fail(Reason.NOT_JOINED, f"not joined in time, still waiting for {self._missing()}")
 
+    @property
+    def waiting_for(self) -> str | None:
+        """What has not come yet of what makes an agent joined, in words; None when all is there."""
+        return self._missing() if self._awaited and not self.joined.is_set() else None
+
     def _missing(self) -> str:
         transports = any(isinstance(one, LiveKitTransport) for one in self._awaited)
         pipelines = any(isinstance(one, PipelineWorker) for one in self._awaited)

@@ -31,8 +31,8 @@ ROOMS_SECONDS = 90.0
 MEMORY_BYTES_PER_CALL = 64 * 1024
 """More than the allocator's noise in a hundred calls, and less than a pod's record with its session."""
 
-GARBAGE_BYTES = 20e6
-"""Of each process: both look for garbage after 50,000 new objects only (main.py); until then it counts as held."""
+GARBAGE_BYTES = 15e6
+"""Of each process: both look for garbage after 50,000 new objects only (main.py), which comes to 11 MiB in an operator; until then it counts as held."""
 
 CALLER = """
 import asyncio, sys

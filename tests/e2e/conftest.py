@@ -20,13 +20,6 @@ from tests.e2e.pools import BOT_MAP, BOTS, MakePool, pool_of
 Speech = tuple[bytes, int]
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks what needs no cluster: it can run beside what only computes."""
-    for item in items:
-        if item.path.parent == Path(__file__).parent and item.get_closest_marker("cluster") is None:
-            item.add_marker("agent_process")
-
-
 @pytest.fixture(scope="session")
 def livekit_program() -> Path:
     """The compiled server: VOICEPOOL_LIVEKIT_SERVER, or the newest in the cache of the cluster tool."""

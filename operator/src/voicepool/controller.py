@@ -46,6 +46,7 @@ from voicepool.kube.api import (
     NotFound,
     TooManyRequests,
     Unprocessable,
+    pages,
 )
 from voicepool.kube.convert import AGENT_PODS, budget_from_json, pod_from_json, pool_from_json
 from voicepool.kube.informer import Informer, Key
@@ -372,15 +373,10 @@ class Controller:
 
     async def _list_pools(self) -> None:
         found: list[PoolFact] = []
-        token = ""
         position = 0
-        while True:
-            page = await self._api.list_page(POOLS, self._settings.namespace, continue_token=token)
+        async for page in pages(self._api, POOLS, self._settings.namespace):
             position = position or int(page["metadata"]["resourceVersion"])
             found += filter(None, map(pool_from_json, page.get("items") or ()))
-            token = page["metadata"].get("continue") or ""
-            if not token:
-                break
         for key in self._pools.replace(found, position):
             self._add(key)
         self._pools_listed_at = asyncio.get_running_loop().time()
@@ -597,15 +593,8 @@ class Controller:
 
     async def _write_status(self, pool: PoolFact, status: Json) -> None:
         key = (pool.namespace, pool.name)
-        wanted = status
         counted = Counter(self._sessions[key])
-        if counted:
-            before = pool.status.get("sessions") or {}
-            sessions = {word: before.get(word, 0) + counted[word] for word in SESSION_COUNTS}
-            if sessions["started"]:
-                sessions["hitPercent"] = 100 * sessions["hits"] // sessions["started"]
-            wanted = {**status, "sessions": sessions | service_times(self._pods.by(BY_POOL, key))}
-        if _shows(pool.status, wanted):
+        if not counted and _shows(pool.status, status):
             return
         time = asyncio.get_running_loop().time()
         last = self._status_writes.get(key)
@@ -619,6 +608,7 @@ class Controller:
                 self.queue.add_after(key, left_seconds)
                 return
         self._status_writes[key] = _StatusWrite(time, interval_seconds, None)
+        wanted = {**status, "sessions": self._sessions_told(pool, counted)} if counted else status
         try:
             stored = await self._api.merge_patch(
                 POOLS,
@@ -644,6 +634,13 @@ class Controller:
         newer = pool_from_json(stored)
         if newer is not None:
             self._pools.apply(newer)
+
+    def _sessions_told(self, pool: PoolFact, counted: Counter[str]) -> Json:
+        before = pool.status.get("sessions") or {}
+        sessions = {word: before.get(word, 0) + counted[word] for word in SESSION_COUNTS}
+        if sessions["started"]:
+            sessions["hitPercent"] = 100 * sessions["hits"] // sessions["started"]
+        return sessions | service_times(self._pods.by(BY_POOL, (pool.namespace, pool.name)))
 
     async def _read_pool(self, key: Key) -> None:
         """Take the pool over as it is now, without waiting for a watch that may have missed it."""
@@ -725,15 +722,11 @@ class Controller:
         """Ask the API server itself: a budget is deleted once, and nobody would make another one for a call that our copy did not show."""
         namespace, name = key
         selector = f"{LABEL_POOL}={name},{LABEL_STATE}={BindState.BOUND.value}"
-        token = ""
-        while True:
-            page = await self._api.list_page(PODS, namespace, label_selector=selector, continue_token=token)
+        async for page in pages(self._api, PODS, namespace, label_selector=selector):
             for pod in filter(None, map(pod_from_json, page.get("items") or ())):
                 if (pod.pool, pod.state) == (name, BindState.BOUND) and not pod.finished:
                     return True
-            token = page["metadata"].get("continue") or ""
-            if not token:
-                return False
+        return False
 
     def _budget_of(self, key: Key) -> BudgetFact | None:
         if self._budgets is None or not self._budgets.synced.is_set():

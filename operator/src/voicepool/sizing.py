@@ -129,7 +129,7 @@ def service_times(pods: Iterable[PodFact]) -> dict[str, int]:
         times["waitedMillisecondsP50"] = round(within(0.5, waited) * 1000)
         times["waitedMillisecondsP99"] = round(within(0.99, waited) * 1000)
     if startups:
-        times["startupSecondsP95"] = math.ceil(within(0.95, startups))
+        times["startupSecondsP95"] = math.ceil(within(LEAD_PERCENTILE, startups))
     return times
 
 

@@ -48,7 +48,7 @@ from voicepool.gateway.metrics import GatewayMetrics
 from voicepool.gateway.options import GatewayOptions
 from voicepool.gateway.requests import Hold, Started, StartRequest, room_name, words
 from voicepool.gateway.view import ClusterView, PoolKey, is_live
-from voicepool.kube.api import PODS, Conflict, Json, KubeApi, KubeApiError, NotFound
+from voicepool.kube.api import PODS, Conflict, Json, KubeApi, KubeApiError, NotFound, pages
 from voicepool.model import LABEL_SESSION, BindState, PodFact, PoolFact
 
 log = logging.getLogger("voicepool.gateway")
@@ -374,22 +374,17 @@ class Sessions:
             ClusterUnavailable: the API server did not answer.
         """
         found: list[PodFact] = []
-        continue_token = ""
+        selector = f"{LABEL_SESSION}={session_id}"
         try:
-            while True:
-                # No resourceVersion: the API server answers from the latest state, not from whatever its cache holds.
-                page = await self._kube.list_page(
-                    PODS, namespace, label_selector=f"{LABEL_SESSION}={session_id}", continue_token=continue_token
-                )
+            # From the API server's latest state, not from whatever its cache holds.
+            async for page in pages(self._kube, PODS, namespace, label_selector=selector):
                 found += [fact for item in page.get("items") or [] if (fact := self._pod_fact(item)) is not None]
-                continue_token = (page.get("metadata") or {}).get("continue") or ""
-                if not continue_token:
-                    return found
         except KubeApiError as error:
             raise ClusterUnavailable(
                 f"The Kubernetes API did not list the session's pods in {namespace} ({type(error).__name__}).",
                 retry_after_seconds=2,
             ) from None
+        return found
 
     async def _rival(self, request: StartRequest, mine: Collection[str]) -> bool:
         """Whether another pod carries this session, seen after our own bind.

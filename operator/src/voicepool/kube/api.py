@@ -177,3 +177,20 @@ class KubeApi(Protocol):
     ) -> None:
         """Delete that very object in that very version. There is no delete without preconditions."""
         ...
+
+
+async def pages(
+    api: KubeApi, resource: Resource, namespace: str | None, *, label_selector: str = ""
+) -> AsyncIterator[Json]:
+    """All pages of a list, of one moment: that of the first, as it is asked for without a resource version.
+
+    Raises:
+        KubeApiError: a page did not come.
+    """
+    token = ""
+    while True:
+        page = await api.list_page(resource, namespace, label_selector=label_selector, continue_token=token)
+        yield page
+        token = page["metadata"].get("continue") or ""
+        if not token:
+            return

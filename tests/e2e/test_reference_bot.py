@@ -73,7 +73,8 @@ async def test_a_caller_speaks_with_the_reference_bot(livekit: LiveKit, speech: 
 
 
 async def test_a_caller_who_cuts_the_agent_short_is_counted(livekit: LiveKit, speech: Speech, tmp_path: Path) -> None:
-    question = await speech("Excuse me, I have a question about your opening hours")
+    # A sentence with a pause in it ("Excuse me, ...") is two turns, and its second half cuts the answer to the first short.
+    question = await speech("Could you please tell me something about yourself")
     async with Providers() as providers, run_agent(REFERENCE_BOT, tmp_path, providers.environment) as agent:
         await agent.wait_until_ready()
         token, name = livekit.token("agent", "room", agent=True), "Ada " * 30

@@ -34,6 +34,8 @@ STARTS = 3
 EVENTS = 1_000
 EVENT_ROUNDS = 2
 QUIET_SECONDS = 2.0
+SETTLE_SECONDS = 5.0
+"""Until the copy beside the operator has listed all pods."""
 GOAL_SYNC_SECONDS = 2.0
 GOAL_MEMORY_MEBIBYTES = 120.0
 GOAL_EVENT_MICROSECONDS = 40.0
@@ -51,6 +53,7 @@ class _Seen:
     idle: list[float] = field(default_factory=list)
     events: dict[str, list[float]] = field(default_factory=dict)
     floors: dict[str, list[float]] = field(default_factory=dict)
+    copies: dict[str, list[float]] = field(default_factory=dict)
 
 
 async def measure(world: World) -> list[Row]:
@@ -96,28 +99,27 @@ async def _look(world: World, namespace: str, pods: list[PodFact]) -> _Seen:
 async def _storms(world: World, namespace: str, pods: list[PodFact], operator: Child, seen: _Seen) -> None:
     environment = {"VOICEPOOL_KUBECONFIG": str(world.cluster.kubeconfig)}
     arguments = ("-m", "tests.bench.bare_watch", namespace)
-    async with Child(arguments, world.folder / "watch.log", environment=environment) as watch:
+    async with (
+        Child(arguments, world.folder / "watch.log", environment=environment) as watch,
+        Child((*arguments, "copy"), world.folder / "copy.log", environment=environment) as copy,
+    ):
+        children = {"operator": operator, "watch": watch, "copy": copy}
+        costs = {"operator": seen.events, "watch": seen.floors, "copy": seen.copies}
+        await asyncio.sleep(SETTLE_SECONDS)
+        idle = {name: child.cpu_seconds() for name, child in children.items()}
         await asyncio.sleep(QUIET_SECONDS)
-        idle = [child.cpu_seconds() for child in (operator, watch)]
-        await asyncio.sleep(QUIET_SECONDS)
-        shares = [
-            (child.cpu_seconds() - before) / QUIET_SECONDS
-            for child, before in zip((operator, watch), idle, strict=True)
-        ]
-        seen.idle.append(shares[0])
+        shares = {name: (child.cpu_seconds() - idle[name]) / QUIET_SECONDS for name, child in children.items()}
+        seen.idle.append(shares["operator"])
         for turn, (what, touch) in itertools.product(range(EVENT_ROUNDS), _touches(world).items()):
             chosen = [pods[number % len(pods)] for number in range(turn, turn + EVENTS)]
-            before = [child.cpu_seconds() for child in (operator, watch)]
+            before = {name: child.cpu_seconds() for name, child in children.items()}
             began = time.perf_counter()
             await in_parallel(touch, enumerate(chosen))
             await asyncio.sleep(QUIET_SECONDS)
             wall_seconds = time.perf_counter() - began
-            costs = [
-                per_event(child.cpu_seconds() - used, share, wall_seconds, EVENTS)
-                for child, used, share in zip((operator, watch), before, shares, strict=True)
-            ]
-            seen.events.setdefault(what, []).append(costs[0] * 1e6)
-            seen.floors.setdefault(what, []).append(costs[1] * 1e6)
+            for name, child in children.items():
+                cost = per_event(child.cpu_seconds() - before[name], shares[name], wall_seconds, EVENTS)
+                costs[name].setdefault(what, []).append(cost * 1e6)
 
 
 async def _alone(world: World, namespace: str, load: float) -> Row:
@@ -173,8 +175,8 @@ def _rows(size: int, seen: _Seen, load: float) -> list[Row]:
         row("memory at most", over_rounds(seen.peaks), "MiB"),
     ]
     for what, values in seen.events.items():
-        floor = over_rounds(seen.floors[what])
-        beside = f"a bare watch {number(floor.value)} us"
+        floor, copy = over_rounds(seen.floors[what]), over_rounds(seen.copies[what])
+        beside = f"a bare watch {number(floor.value)} us, into a copy {number(copy.value)} us"
         rows.append(row(f"CPU for an event {what}", over_rounds(values), "us", GOAL_EVENT_MICROSECONDS, beside))
     if seen.idle:
         rows.append(row("CPU when nothing happens", over_rounds([share * 1000 for share in seen.idle]), "ms/s"))

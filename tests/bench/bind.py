@@ -20,7 +20,7 @@ from tests.bench.gateway import gateway
 from tests.bench.processes import Child
 from tests.bench.report import Row, number
 from tests.bench.world import World, load_average, until
-from tests.e2e.livekit_server import free_port
+from tests.ports import free_port
 from tests.unit.gateways import AUTHORIZED
 from voicepool.binding import active_deadline_seconds, bind_patch
 from voicepool.gateway.requests import StartRequest

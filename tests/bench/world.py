@@ -18,7 +18,7 @@ from tests.bench.gateway import CONNECTIONS
 from tests.bench.processes import Child
 from tests.cluster.progress import Progress
 from tests.cluster.tool import Cluster
-from tests.e2e.livekit_server import free_port
+from tests.ports import free_port
 from tests.unit.gateways import write_files
 from voicepool.kube.api import PODS, POOLS, Json, NotFound, Resource
 from voicepool.kube.client import AiohttpKubeApi, load_connection

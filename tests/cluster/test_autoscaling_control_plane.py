@@ -24,7 +24,7 @@ import yaml
 from tests.cluster.errors import ClusterError
 from tests.cluster.test_operator_control_plane import Operator, api, namespace, operator
 from tests.cluster.tool import Cluster
-from tests.e2e.livekit_server import free_port
+from tests.ports import free_port
 from tests.unit.documentation import documents
 from voicepool.gateway.custom_metrics import API_GROUP, API_VERSION, METRIC, RESOURCE
 from voicepool.kube.api import POOLS, Json

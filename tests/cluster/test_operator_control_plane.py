@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from tests.cluster.errors import ClusterError
 from tests.cluster.tool import Cluster
-from tests.e2e.livekit_server import free_port
+from tests.ports import free_port
 from voicepool.binding import active_deadline_seconds, bind_patch
 from voicepool.kube.api import BUDGETS, PODS, POOLS, Json, KubeApiError, NotFound, TooManyRequests, Unprocessable
 from voicepool.kube.client import AiohttpKubeApi, load_connection

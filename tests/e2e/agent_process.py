@@ -20,7 +20,7 @@ import aiohttp
 import jwt
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from tests.e2e.livekit_server import free_port
+from tests.ports import free_port
 
 import voicepool_agent
 from voicepool_agent.bot_routes import ORDER_HEADER

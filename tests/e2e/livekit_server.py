@@ -14,6 +14,7 @@ from pathlib import Path
 
 import aiohttp
 from livekit import api
+from tests.ports import free_port
 
 READY_SECONDS = 15.0
 
@@ -74,13 +75,6 @@ async def run_livekit(program: Path, folder: Path, *, again: LiveKit | None = No
         if server.returncode is None:
             server.kill()
         await server.wait()
-
-
-def free_port(kind: int = socket.SOCK_STREAM) -> int:
-    """A port of the loopback address that nobody has at this moment."""
-    with socket.socket(socket.AF_INET, kind) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 async def _wait_until_it_answers(url: str, server: asyncio.subprocess.Process, log: Path) -> None:

@@ -10,9 +10,10 @@ from tests.e2e.agent_process import BOTS, run_agent
 from tests.e2e.bound import ROOM, SESSION, bound_agent, reason_of
 from tests.e2e.caller import Caller
 from tests.e2e.collector import Collector
-from tests.e2e.livekit_server import LiveKit, free_port
+from tests.e2e.livekit_server import LiveKit
 from tests.e2e.providers import Providers
 from tests.e2e.test_stuck import BLOCKING_BOT
+from tests.ports import free_port
 
 from voicepool.gateway.tracing import make_tracing
 

@@ -30,7 +30,7 @@ from tests.cluster.chaos.judge import Rules, Verdict, judge
 from tests.cluster.chaos.livekit import livekit
 from tests.cluster.chaos.processes import Process
 from tests.cluster.tool import Cluster
-from tests.e2e.livekit_server import free_port
+from tests.ports import free_port
 from voicepool.gateway.livekit import agent_identity
 from voicepool.kube.api import POOLS, Json, KubeApi, KubeApiError
 from voicepool.kube.client import AiohttpKubeApi, load_connection

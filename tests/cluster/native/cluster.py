@@ -11,7 +11,6 @@ import http.client
 import json
 import os
 import shutil
-import socket
 import ssl
 import tempfile
 import time
@@ -32,6 +31,7 @@ from tests.cluster.native.layout import Layout, layout_for, valid_name
 from tests.cluster.native.locks import locked
 from tests.cluster.native.processes import Identity, Processes
 from tests.cluster.progress import Progress
+from tests.ports import free_port
 
 _UP_DEADLINE_SECONDS = 120
 _API_DEADLINE_SECONDS = 60
@@ -55,17 +55,6 @@ class Record:
     server: str
     programs: str
     ready: bool = False
-
-
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()
 
 
 def _write(path: Path, content: str | bytes, mode: int = 0o600) -> None:
@@ -208,7 +197,7 @@ class NativeCluster:
     # Starting
 
     def _start_control_plane(self, made: Programs, began: float) -> None:
-        api, etcd, peer = _free_ports(3)
+        api, etcd, peer = free_port(), free_port(), free_port()
         plan = Plan(self.layout, made.folder, "127.0.0.1", api, etcd, peer)
         self._save(Record(True, plan.node_address, plan.server, str(made.folder)))
         user = self._write_pki(plan)

@@ -121,6 +121,27 @@ class Caller:
         async with asyncio.timeout(timeout_seconds):
             await self._publication.wait_for_subscription()
 
+    async def wait_until_connected(self, *, timeout_seconds: float = 30.0) -> None:
+        """Return when sound gets through both ways: from then on both hear every word from its beginning.
+
+        A room forwards the agent's sound when it has been agreed on and encrypted, which is some time after the agent has begun to listen.
+
+        Raises:
+            TimeoutError: it does not in time.
+        """
+        async with asyncio.timeout(timeout_seconds):
+            await self.wait_until_listened_to(timeout_seconds=timeout_seconds)
+            while not await self._packets_heard():  # noqa: ASYNC110 - LiveKit has no event for it
+                await asyncio.sleep(0.02)
+
+    async def _packets_heard(self) -> int:
+        # Of silence as well: a track that nobody speaks on sends a packet now and then.
+        stats = await self._room.get_rtc_stats()
+        both = (*stats.publisher_stats, *stats.subscriber_stats)
+        return sum(
+            one.inbound_rtp.received.packets_received for one in both if one.WhichOneof("stats") == "inbound_rtp"
+        )
+
     async def leave(self) -> None:
         """Leave the room. A second time does nothing."""
         tasks, self._tasks = self._tasks, set()

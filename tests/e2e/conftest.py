@@ -20,6 +20,13 @@ from tests.e2e.pools import BOT_MAP, BOTS, MakePool, pool_of
 Speech = tuple[bytes, int]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what needs no cluster, so that it can run beside others of its kind."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents and item.get_closest_marker("cluster") is None:
+            item.add_marker(pytest.mark.agent_process)
+
+
 @pytest.fixture(scope="session")
 def livekit_program() -> Path:
     """The compiled server: VOICEPOOL_LIVEKIT_SERVER, or the newest in the cache of the cluster tool."""

@@ -57,7 +57,7 @@ async def hears_a_goodbye(someone: Caller) -> bool:
 async def test_a_bot_with_a_goodbye_says_it_when_its_session_is_drained(livekit: LiveKit, tmp_path: Path) -> None:
     bot = QUIET_BOT + TONE + SAYS_GOODBYE
     async with bound_agent(livekit, tmp_path, bot) as agent, caller(livekit) as someone:
-        await someone.wait_until_listened_to()
+        await someone.wait_until_connected()
         assert (await agent.end(SESSION, "drain"))[0] == 202
         assert await hears_a_goodbye(someone)
         assert await reason_of(agent) == "drained"
@@ -116,7 +116,7 @@ async def test_a_goodbye_that_goes_wrong_is_an_error_of_a_session_that_ends_all_
         bound_agent(livekit, tmp_path, QUIET_BOT + TONE + goodbye, drain_timeout=3) as agent,
         caller(livekit) as someone,
     ):
-        await someone.wait_until_listened_to()
+        await someone.wait_until_connected()
         await agent.end(SESSION, "drain")
         assert await reason_of(agent, timeout_seconds=10) == "drained"
         (error,) = agent.summary["errors"]
@@ -126,7 +126,7 @@ async def test_a_goodbye_that_goes_wrong_is_an_error_of_a_session_that_ends_all_
 async def test_a_cancel_does_not_wait_for_a_goodbye_that_is_being_said(livekit: LiveKit, tmp_path: Path) -> None:
     bot = QUIET_BOT + TONE + TALKS_ON
     async with bound_agent(livekit, tmp_path, bot, drain_timeout=60) as agent, caller(livekit) as someone:
-        await someone.wait_until_listened_to()
+        await someone.wait_until_connected()
         await agent.end(SESSION, "drain")
         await someone.first_audio()
         assert (await agent.end(SESSION, "cancel"))[0] == 202
@@ -137,7 +137,7 @@ async def test_a_caller_who_leaves_while_a_goodbye_is_said_ends_it(livekit: Live
     bot = QUIET_BOT + TONE + TALKS_ON
     async with bound_agent(livekit, tmp_path, bot, drain_timeout=60, caller_left_grace=0.2) as agent:
         async with caller(livekit) as someone:
-            await someone.wait_until_listened_to()
+            await someone.wait_until_connected()
             await agent.end(SESSION, "drain")
             await someone.first_audio()
         assert await reason_of(agent, timeout_seconds=10) == "drained"
@@ -151,7 +151,7 @@ async def test_a_bound_agent_that_is_told_to_stop_refuses_other_calls_and_says_g
 ) -> None:
     bot, grace = QUIET_BOT + TONE + SAYS_GOODBYE, {"VOICEPOOL_TERMINATION_GRACE_SECONDS": "9"}
     async with bound_agent(livekit, tmp_path, bot, grace, drain_timeout=3.5) as agent, caller(livekit) as someone:
-        await someone.wait_until_listened_to()
+        await someone.wait_until_connected()
         async with asyncio.timeout(9):
             agent.process.terminate()
             refusal = await agent.bind(session="s-2", room="r-2", url=livekit.url, token="another")
@@ -166,7 +166,7 @@ async def test_a_call_that_ends_before_the_grace_is_over_ends_by_itself(livekit:
     bot, grace = QUIET_BOT + TONE + SAYS_GOODBYE, {"VOICEPOOL_TERMINATION_GRACE_SECONDS": "7260"}
     async with bound_agent(livekit, tmp_path, bot, grace, caller_left_grace=0.2) as agent:
         async with caller(livekit) as someone:
-            await someone.wait_until_listened_to()
+            await someone.wait_until_connected()
             agent.process.terminate()
             assert (await agent.get("/status"))[1]["state"] == "joined"
         assert await reason_of(agent) == "caller-left"

@@ -12,8 +12,9 @@ from fastapi import APIRouter, Request, Response
 from voicepool.gateway.auth import Caller
 from voicepool.gateway.errors import BadRequest, NotSynced, SessionEnded, SessionNotFound
 from voicepool.gateway.route_proxy import safe_path
-from voicepool.gateway.routes import SESSION_ID_PATTERN, Authenticated, Injected, known_pool
+from voicepool.gateway.routes import Authenticated, Injected, known_pool
 from voicepool.gateway.services import Services
+from voicepool.gateway.starting import SESSION_ID_PATTERN
 from voicepool.gateway.view import PoolKey, is_live
 from voicepool.model import PodFact
 

@@ -2,69 +2,27 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
-import uuid
-from collections.abc import Coroutine
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel
 
 from voicepool.gateway import advice, records
 from voicepool.gateway.auth import ANONYMOUS, Caller
-from voicepool.gateway.errors import BadRequest, NotSynced, PoolNotFound, SessionNotFound
-from voicepool.gateway.livekit import caller_token
-from voicepool.gateway.requests import StartRequest
+from voicepool.gateway.errors import NotSynced, PoolNotFound, SessionNotFound
 from voicepool.gateway.services import Services
-from voicepool.gateway.tracing import Span
+from voicepool.gateway.starting import SESSION_ID_PATTERN, StartAnswer, StartBody, start_session
 from voicepool.gateway.view import PoolKey, is_live
 from voicepool.model import PodFact
-
-T = TypeVar("T")
-
-SESSION_ID_PATTERN = r"^[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?$"
-"""What Kubernetes takes as the value of a label."""
-_KEYED_SESSIONS = uuid.UUID("6b0f4c0a-9d3d-5c6a-8f5b-0c6d3d1f5a11")
-"""Namespace of the session ids that are derived from an Idempotency-Key; any constant would do."""
-_WAIT = re.compile(r"(?:^|[,;\s])wait\s*=\s*(\d{1,4})(?:$|[,;\s])")
 
 probes = APIRouter(tags=["operation"])
 router = APIRouter(tags=["sessions"])
 
 _bearer = HTTPBearer(auto_error=False, description="An API key.")
 _api_key = APIKeyHeader(name="X-API-Key", auto_error=False, description="An API key.")
-
-
-class StartBody(BaseModel):
-    """What a caller sends to start a session. Fields of other systems' clients are accepted and ignored."""
-
-    model_config = ConfigDict(extra="ignore")
-
-    pool: str | None = Field(None, max_length=317)
-    """The pool, as `name` or `namespace.name`."""
-    agentName: str | None = Field(None, max_length=317)  # noqa: N815 -- as Pipecat Cloud's clients send it
-    transport: Literal["livekit"] | None = None
-    sessionId: str | None = Field(None, pattern=SESSION_ID_PATTERN)  # noqa: N815 -- the wire's spelling
-    """Chosen by the caller; the same one again gets the same agent."""
-    waitFor: Literal["accepted", "joined"] | None = None  # noqa: N815 -- the wire's spelling
-    body: Any = None
-    """Handed to the bot as it is."""
-
-
-class StartAnswer(BaseModel):
-    """Where the caller finds its agent."""
-
-    sessionId: str  # noqa: N815 -- the wire's spelling
-    url: str
-    token: str
-    roomName: str  # noqa: N815 -- the wire's spelling
-    state: str
-    coldStart: bool  # noqa: N815 -- the wire's spelling
-    botStartSeconds: float  # noqa: N815 -- the wire's spelling
-    agent: dict[str, str]
 
 
 class SessionList(BaseModel):
@@ -118,7 +76,7 @@ async def start(
     """Start a session with a warm agent of a pool: the one that is named, the default one, or the only one."""
     body = body or StartBody()
     key = _chosen_pool(services, caller, body.pool or body.agentName or pool)
-    return await _start(request, services, caller, key, body, idempotency_key, prefer, traceparent)
+    return await start_session(request, services, caller, key, body, idempotency_key, prefer, traceparent)
 
 
 @router.post("/v1/public/{pool}/start")
@@ -134,7 +92,9 @@ async def start_in_pool(
 ) -> StartAnswer:
     """Start a session with a warm agent of this pool."""
     key = _named_pool(services, pool)
-    return await _start(request, services, caller, key, body or StartBody(), idempotency_key, prefer, traceparent)
+    return await start_session(
+        request, services, caller, key, body or StartBody(), idempotency_key, prefer, traceparent
+    )
 
 
 @router.get("/v1/agents/{pool}/sessions")
@@ -217,110 +177,6 @@ async def unmet(services: Injected, namespace: str, name: str) -> dict[str, Any]
 async def metrics(services: Injected) -> Response:
     """The gateway's metrics for Prometheus."""
     return Response(generate_latest(services.metrics.registry), media_type=CONTENT_TYPE_LATEST)
-
-
-async def _start(
-    request: Request,
-    services: Services,
-    caller: Caller,
-    key: PoolKey,
-    body: StartBody,
-    idempotency_key: str | None,
-    prefer: str | None,
-    traceparent: str | None,
-) -> StartAnswer:
-    with services.tracing.request(request.scope["route"].path, traceparent) as span:
-        span.note(pool=f"{key[0]}/{key[1]}")
-        return await _start_traced(request, services, caller, key, body, idempotency_key, prefer, span)
-
-
-async def _start_traced(
-    request: Request,
-    services: Services,
-    caller: Caller,
-    key: PoolKey,
-    body: StartBody,
-    idempotency_key: str | None,
-    prefer: str | None,
-    span: Span,
-) -> StartAnswer:
-    caller.require(*key)
-    if not services.synced():
-        raise NotSynced("The gateway has just started and does not know the cluster yet.", retry_after_seconds=1)
-    services.sessions.pool(key)
-    wanted = StartRequest(
-        namespace=key[0],
-        pool=key[1],
-        session_id=body.sessionId or _session_id(caller, key, idempotency_key),
-        keyed=bool(body.sessionId or idempotency_key),
-        body=body.body,
-        span=span,
-    )
-    span.note(session=wanted.session_id)
-    started = await _while_connected(request, services.sessions.start(wanted))
-    span.note(pod=started.pod.name, cold_start=started.cold_start)
-    state = "accepted"
-    wait_seconds = _wait_seconds(services, body, prefer)
-    if wait_seconds:
-        with span.child("joined") as waited:
-            waiting = services.sessions.wait_joined(started, wait_seconds, required=body.waitFor == "joined")
-            state = await _while_connected(request, waiting)
-            waited.note(state=state)
-    token = caller_token(
-        started.server,
-        room=started.room,
-        identity=f"caller-{uuid.uuid4()}",
-        ttl_seconds=services.options.caller_token_seconds,
-    )
-    return StartAnswer(
-        sessionId=started.session_id,
-        url=started.server.caller_url,
-        token=token,
-        roomName=started.room,
-        state=state,
-        coldStart=started.cold_start,
-        botStartSeconds=round(started.seconds, 4),
-        agent={"pod": started.pod.name, "namespace": started.pod.namespace},
-    )
-
-
-async def _while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """Do the work, but cancel it when the client hangs up."""
-    task = asyncio.create_task(work)
-    gone = asyncio.create_task(_disconnected(request))
-    try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            task.cancel()
-            # The answer goes nowhere; it only has to be one.
-            await asyncio.wait({task})
-        if task.cancelled():
-            raise BadRequest("The caller has gone.", status=499, code="CALLER_GONE")
-        return task.result()
-    finally:
-        gone.cancel()
-        if not task.done():
-            task.cancel()
-
-
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
-def _session_id(caller: Caller, key: PoolKey, idempotency_key: str | None) -> str:
-    if idempotency_key is None:
-        return str(uuid.uuid4())
-    # One caller's keys are not another's, and the same key means another session in another pool.
-    return str(uuid.uuid5(_KEYED_SESSIONS, "\0".join((caller.name, *key, idempotency_key))))
-
-
-def _wait_seconds(services: Services, body: StartBody, prefer: str | None) -> float:
-    options = services.options
-    match = _WAIT.search(prefer or "")
-    if match:
-        return min(float(match[1]), options.max_joined_wait_seconds)
-    return options.joined_wait_seconds if body.waitFor == "joined" else 0.0
 
 
 def _named_pool(services: Services, name: str) -> PoolKey:

@@ -17,6 +17,7 @@ from voicepool.disruption import protection
 from voicepool.model import (
     ANNOTATION_BOUND_AT,
     ANNOTATION_BOUND_BY,
+    ANNOTATION_CALLER,
     ANNOTATION_DRAIN_SECONDS,
     ANNOTATION_DRAIN_UNTIL,
     ANNOTATION_ROOM,
@@ -133,6 +134,7 @@ def bind_patch(
     disruption: Disruption = Disruption.NEVER,
     drain_seconds: int = 0,
     waited_seconds: float = 0.0,
+    caller: str | None = None,
 ) -> list[Operation]:
     """The one JSON patch (RFC 6902) that turns a warm pod into a bound pod, or fails as a whole with 422.
 
@@ -158,6 +160,10 @@ def bind_patch(
             "value": f"{waited_seconds:.3f}",
         },
     ]
+    if caller is not None:
+        operations.append(
+            {"op": "add", "path": _pointer("metadata", "annotations", ANNOTATION_CALLER), "value": caller}
+        )
     operations += [
         {"op": "add", "path": _pointer("metadata", "annotations", name), "value": value}
         for name, value in protection(disruption).items()

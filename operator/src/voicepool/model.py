@@ -30,6 +30,8 @@ ANNOTATION_BOUND_BY = "voicepool.dev/bound-by"
 ANNOTATION_ROOM = "voicepool.dev/room"
 ANNOTATION_WAITED_SECONDS = "voicepool.dev/waited-seconds"
 """Written by the bind: how long the caller had waited for it."""
+ANNOTATION_CALLER = "voicepool.dev/caller"
+"""Written by the bind: the mark of who asked for the session, by which all gateways count a caller's sessions."""
 ANNOTATION_COLD_START = "voicepool.dev/cold-start"
 ANNOTATION_DRAIN_SECONDS = "voicepool.dev/drain-seconds"
 """Written by the bind: how long this call may go on after its pool is gone. A deleted pool can no longer say."""
@@ -276,6 +278,8 @@ class PodFact:
     """When the agent container's process started."""
     once_ready: bool = False
     """The pod is Ready or was so before: its start succeeded."""
+    caller: str | None = None
+    """The mark of who asked for the session."""
     end_reason: str | None = None
     """The kubelet's one word for why the pod or its agent container ended: OOMKilled, Evicted, Error, ..."""
 

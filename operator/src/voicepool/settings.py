@@ -6,11 +6,13 @@ some for Services.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 PREFIX = "VOICEPOOL_"
 
@@ -68,6 +70,19 @@ class Settings(BaseModel):
             raise SettingsError("\n".join(lines)) from None
 
 
+def _list(value: object) -> object:
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(_list)]
+"""Words with commas between them."""
+
+_URL = r"^(https://[^/?#@\s]+|http://(localhost|127\.0\.0\.1|\[::1\])(:[0-9]+)?)(/[^?#\s]*)?$"
+"""Keys that come without TLS could be anybody's; to this machine itself nobody is in between."""
+_ORIGIN = re.compile(r"\*|https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?|https?://\[[0-9A-Fa-f:]+\](:[0-9]{1,5})?")
+_POOL = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?/(\*|[a-z0-9]([-a-z0-9.]*[a-z0-9])?)")
+
+
 class OperatorSettings(Settings):
     """The operator's settings."""
 
@@ -119,6 +134,32 @@ class GatewaySettings(Settings):
     """Address of the session API."""
     listen_port: Annotated[int, Field(ge=0, le=65535)] = 8080
     """Port of the session API; 0 is any free one."""
+    oidc_issuer: Annotated[str, Field(pattern=_URL)] | None = None
+    """Take tokens of this OpenID Connect issuer, by the ``iss`` that they have. Default: none are taken."""
+    oidc_audience: str | None = None
+    """What the tokens' ``aud`` must hold. Must be set with the issuer."""
+    oidc_jwks_url: Annotated[str, Field(pattern=_URL)] | None = None
+    """Where the issuer's keys are. Default: where its discovery document says."""
+    oidc_name_claim: Annotated[str, Field(min_length=1)] = "sub"
+    """The claim that names the caller."""
+    oidc_pools_claim: Annotated[str, Field(min_length=1)] = "voicepool_pools"
+    """The claim with the list of the caller's pools: ``<namespace>/<pool>`` or ``<namespace>/*``."""
+    oidc_default_pools: Names = ()
+    """The pools of a token without that claim. Default: none."""
+    token_review_audience: str | None = None
+    """Take tokens of ServiceAccounts for this audience; the API server reviews them, and RBAC decides on pools. Default: none are taken."""
+    cors_allow_origins: Names = ()
+    """Origins of pages that may call the session API from a browser, exactly; ``*`` is all. Default: none."""
+    trusted_proxies: Names = ()
+    """Addresses and networks of proxies whose ``X-Forwarded-For`` is believed. Default: none, the address is that of the connection."""
+    sessions_per_caller: Annotated[int, Field(ge=0)] = 0
+    """How many sessions a caller may have at the same time, who has no number of its own; 0 is without a limit."""
+    starts_per_minute: Annotated[int, Field(ge=0)] = 0
+    """How many sessions a caller may start in a minute at one gateway, who has no number of its own; 0 is without a limit."""
+    starts_burst: Annotated[int, Field(ge=1)] = 20
+    """How many of them may come at once."""
+    failed_authentications_per_minute: Annotated[int, Field(ge=0)] = 20
+    """How many wrong credentials one address may send in a minute; 0 is without a limit."""
     peers_namespace: str | None = None
     """The namespace of the gateways' Service. Must be set with its name."""
     peers_service: str | None = None
@@ -136,3 +177,36 @@ class GatewaySettings(Settings):
             missing = "PEERS_NAMESPACE" if self.peers_namespace is None else "PEERS_SERVICE"
             raise ValueError(f"{PREFIX}{missing} must be set, since the other one of the two is")
         return self
+
+    @model_validator(mode="after")
+    def _whole_issuer(self) -> Self:
+        if (self.oidc_issuer is None) != (self.oidc_audience is None):
+            missing = "OIDC_AUDIENCE" if self.oidc_audience is None else "OIDC_ISSUER"
+            raise ValueError(f"{PREFIX}{missing} must be set, since the other one of the two is")
+        return self
+
+    @field_validator("cors_allow_origins")
+    @classmethod
+    def _origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in origins:
+            if not _ORIGIN.fullmatch(origin):
+                raise ValueError(
+                    f"{origin!r} is no origin; write it as https://host or https://host:port, without a path"
+                )
+        return origins
+
+    @field_validator("oidc_default_pools")
+    @classmethod
+    def _pools(cls, pools: tuple[str, ...]) -> tuple[str, ...]:
+        for pool in pools:
+            if not _POOL.fullmatch(pool):
+                raise ValueError(f"{pool!r} is not <namespace>/<pool> or <namespace>/*")
+        return pools
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _networks(cls, networks: tuple[str, ...]) -> tuple[str, ...]:
+        for network in networks:
+            # "*" would let every caller choose its address.
+            ip_network(network)
+        return networks

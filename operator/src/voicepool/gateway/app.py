@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
 
 from voicepool import __version__
 from voicepool.gateway import bot_routes, errors, routes
 from voicepool.gateway.limits import BodyLimit
 from voicepool.gateway.services import Services
+
+CORS_HEADERS = ("Authorization", "Content-Type", "Idempotency-Key", "Prefer", "X-API-Key", "traceparent", "tracestate")
+"""What a page may send, beside what every page may."""
 
 
 def create_app(services: Services) -> FastAPI:
@@ -23,4 +27,14 @@ def create_app(services: Services) -> FastAPI:
     app.add_middleware(
         BodyLimit, max_bytes=services.options.max_body_bytes, timeout_seconds=services.options.body_timeout_seconds
     )
+    if services.options.cors_allow_origins:
+        # Outermost, so that a page can read every answer, a 413 too. Never with credentials: a key or token is sent by the page, not by the browser.
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=services.options.cors_allow_origins,
+            allow_methods=bot_routes.METHODS,
+            allow_headers=CORS_HEADERS,
+            expose_headers=("Retry-After",),
+            allow_credentials=False,
+        )
     return app

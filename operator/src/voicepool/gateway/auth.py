@@ -1,50 +1,95 @@
-"""Who calls: API keys, kept as hashes in a folder of files, each with the pools it may use.
+"""Who calls, and what they may: callers, their scopes, and API keys, kept as hashes in a folder of files.
 
 One file per key; its name is the key's name, its content ``sha256:<hex of the key>``, optionally followed by ``pools=<namespace>/<pool>,...``
-(``<namespace>/*`` is every pool of a namespace). Invariants: keys are compared as hashes, each with each, in constant time; without a readable key
-every call is refused; the folder is read again when it changes, so a key is added or withdrawn without a restart; no key ever reaches a log.
+(``<namespace>/*`` is every pool of a namespace), ``sessions=<number>`` and ``startsPerMinute=<number>``. Invariants: keys are compared as hashes, each
+with each, in constant time; without a readable key every call with one is refused; an entry with a word that is not understood is no key, so a misspelt
+limit never is none; the folder is read again when it changes, so a key is added or withdrawn without a restart; no key ever reaches a log.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import logging
 import re
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from voicepool.gateway.errors import NotAllowed, Unauthenticated
+from voicepool.gateway.view import PoolKey
 
 log = logging.getLogger("voicepool.gateway")
 
-_ENTRY = re.compile(r"^sha256:(?P<digest>[0-9a-fA-F]{64})(?:\s+pools=(?P<pools>\S+))?\s*$")
+_ENTRY = re.compile(r"^sha256:(?P<digest>[0-9a-fA-F]{64})(?P<words>(?:\s+[A-Za-z]+=\S+)*)$")
+
+
+class Scope(Protocol):
+    """Which pools a caller may use."""
+
+    async def allows(self, namespace: str, pool: str) -> bool:
+        """Whether this one."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A scope that is written down."""
+
+    pools: frozenset[str] | None
+    """``<namespace>/<pool>`` or ``<namespace>/*``; None is every pool."""
+
+    async def allows(self, namespace: str, pool: str) -> bool:
+        """Whether the pool, or every pool of its namespace, is listed."""
+        return self.pools is None or f"{namespace}/{pool}" in self.pools or f"{namespace}/*" in self.pools
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much one caller may have; None is what the gateway's settings say, 0 is without a limit."""
+
+    sessions: int | None = None
+    """Sessions at the same time."""
+    starts_per_minute: int | None = None
+
+
+UNLIMITED = Limits(sessions=0, starts_per_minute=0)
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Somebody with a good key."""
+    """Somebody whose credential is good."""
 
     name: str
-    """The key's name, for logs and for what a caller may repeat; not a secret."""
-    pools: frozenset[str] | None
-    """``<namespace>/<pool>`` or ``<namespace>/*``; None is every pool."""
+    """For messages, and for what a caller may repeat; not a secret."""
+    scope: Scope
+    limits: Limits = Limits()
+    mark: str = field(default="")
+    """Tells this caller from all others in the annotation of a bound pod: of at most 340 characters, and nobody's personal data. Default: the name."""
 
-    def may_use(self, namespace: str, pool: str) -> bool:
-        """Whether the pool is in the key's scope."""
-        return self.pools is None or f"{namespace}/{pool}" in self.pools or f"{namespace}/*" in self.pools
+    def __post_init__(self) -> None:
+        if not self.mark:
+            object.__setattr__(self, "mark", self.name)
 
-    def require(self, namespace: str, pool: str) -> None:
+    async def usable(self, keys: Iterable[PoolKey]) -> list[PoolKey]:
+        """Those of these pools that are in the caller's scope, in their order."""
+        asked = list(keys)
+        answers = await asyncio.gather(*(self.scope.allows(*key) for key in asked))
+        return [key for key, answer in zip(asked, answers, strict=True) if answer]
+
+    async def require(self, namespace: str, pool: str) -> None:
         """Refuse a pool that is out of scope.
 
         Raises:
             NotAllowed: whether or not such a pool exists.
         """
-        if not self.may_use(namespace, pool):
-            raise NotAllowed(f"The API key {self.name!r} is not for the pool {namespace}/{pool}.")
+        if not await self.scope.allows(namespace, pool):
+            raise NotAllowed(f"The caller {self.name!r} may not use the pool {namespace}/{pool}.")
 
 
-ANONYMOUS = Caller(name="anonymous", pools=None)
+ANONYMOUS = Caller(name="anonymous", scope=Listed(None), limits=UNLIMITED)
 """The caller where authentication is switched off."""
 
 
@@ -105,7 +150,8 @@ class ApiKeys:
             entry = _parse(name, text)
             if entry is None:
                 log.warning(
-                    "an API key is not of the form 'sha256:<hex> [pools=<namespace>/<pool>,...]'", extra={"key": name}
+                    "an API key is not of the form 'sha256:<hex> [pools=<namespace>/<pool>,...] [sessions=<number>] [startsPerMinute=<number>]'",
+                    extra={"key": name},
                 )
             else:
                 entries.append(entry)
@@ -125,6 +171,14 @@ def _parse(name: str, text: str) -> _Entry | None:
     match = _ENTRY.match(text.strip())
     if match is None:
         return None
-    pools = match["pools"]
-    scope = frozenset(filter(None, pools.split(","))) if pools else None
-    return _Entry(digest=bytes.fromhex(match["digest"]), caller=Caller(name=name, pools=scope))
+    pairs = [(word, value) for word, _, value in (one.partition("=") for one in match["words"].split())]
+    words = dict(pairs)
+    pools = words.pop("pools", None)
+    counts = {word: words.pop(word, None) for word in ("sessions", "startsPerMinute")}
+    if words or len(dict(pairs)) < len(pairs):
+        return None
+    if any(value is not None and not re.fullmatch(r"[0-9]{1,6}", value) for value in counts.values()):
+        return None
+    sessions, starts = (None if value is None else int(value) for value in counts.values())
+    scope = Listed(frozenset(filter(None, pools.split(","))) if pools else None)
+    return _Entry(bytes.fromhex(match["digest"]), Caller(name, scope, Limits(sessions, starts)))

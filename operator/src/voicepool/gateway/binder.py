@@ -103,6 +103,7 @@ class Binder:
             disruption=pool.spec.disruption,
             drain_seconds=pool.spec.drain_seconds,
             waited_seconds=waited_seconds,
+            caller=request.caller,
         )
         loop = asyncio.get_running_loop()
         perhaps_written = False

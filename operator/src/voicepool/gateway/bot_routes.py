@@ -26,7 +26,7 @@ router = APIRouter(tags=["the bots' own routes"])
 
 async def in_session(request: Request, services: Injected, caller: Authenticated, session_id: str) -> Response:
     """Have the bot of a session answer, whichever pool it is of."""
-    keys = [key for key in services.view.pools if caller.may_use(*key)]
+    keys = await caller.usable(services.view.pools)
     return await _pass_on(request, services, caller, keys, session_id, segments=3)
 
 
@@ -34,7 +34,7 @@ async def in_session_of_pool(
     request: Request, services: Injected, caller: Authenticated, pool: str, session_id: str
 ) -> Response:
     """Have the bot of a session of this pool answer."""
-    return await _pass_on(request, services, caller, [known_pool(services, caller, pool)], session_id, segments=6)
+    return await _pass_on(request, services, caller, [await known_pool(services, caller, pool)], session_id, segments=6)
 
 
 for _method in METHODS:

@@ -14,10 +14,14 @@ GatewayError
 +-- SessionElsewhere     409 SESSION_IN_OTHER_POOL
 +-- BodyTimeout          408 BODY_TIMEOUT
 +-- BodyTooLarge         413 BODY_TOO_LARGE
++-- TooManyFailures      429 TOO_MANY_FAILURES
++-- RateLimited          429 RATE_LIMITED
++-- QuotaExceeded        429 QUOTA_EXCEEDED
 +-- PoolAtCapacity       429 POOL_AT_CAPACITY
 +-- NoWarmAgent          503 (429 where the pool rejects) NO_WARM_AGENT
 +-- AgentsRefused        503 AGENTS_REFUSED
 +-- AgentUnreachable     503 AGENT_UNREACHABLE
++-- IssuerUnavailable    503 ISSUER_UNAVAILABLE
 +-- ClusterUnavailable   503 CLUSTER_UNAVAILABLE
 +-- LiveKitUnavailable   503 LIVEKIT_UNAVAILABLE, LIVEKIT_NOT_CONFIGURED
 +-- NotSynced            503 NOT_SYNCED
@@ -77,13 +81,13 @@ class BadRequest(GatewayError):
 
 
 class Unauthenticated(GatewayError):
-    """No key, or a wrong one."""
+    """No key or token, or a wrong one."""
 
     status, code, error = 401, "UNAUTHENTICATED", "Unauthorized"
 
 
 class NotAllowed(GatewayError):
-    """The key is good, but not for this pool."""
+    """The key or token is good, but not for this pool."""
 
     status, code, error = 403, "POOL_NOT_ALLOWED", "Forbidden"
 
@@ -130,6 +134,24 @@ class BodyTooLarge(GatewayError):
     status, code, error = 413, "BODY_TOO_LARGE", "Request body too large"
 
 
+class TooManyFailures(GatewayError):
+    """Too many wrong credentials came from one address; none from there is looked at for a while."""
+
+    status, code, error = 429, "TOO_MANY_FAILURES", "Too many failed authentications"
+
+
+class RateLimited(GatewayError):
+    """The caller starts sessions faster than it may."""
+
+    status, code, error = 429, "RATE_LIMITED", "Too many starts"
+
+
+class QuotaExceeded(GatewayError):
+    """The caller has as many sessions as it may have."""
+
+    status, code, error = 429, "QUOTA_EXCEEDED", "Too many sessions"
+
+
 class PoolAtCapacity(GatewayError):
     """The pool has ``maxPods`` live pods and all of them are taken."""
 
@@ -152,6 +174,12 @@ class AgentUnreachable(GatewayError):
     """The session's agent could not be asked."""
 
     status, code, error = 503, "AGENT_UNREACHABLE", "Agent unreachable"
+
+
+class IssuerUnavailable(GatewayError):
+    """The keys of a token's issuer are not known and cannot be fetched, so nobody can say whether the token is good."""
+
+    status, code, error = 503, "ISSUER_UNAVAILABLE", "Token issuer unavailable"
 
 
 class ClusterUnavailable(GatewayError):

@@ -18,6 +18,8 @@ class GatewayOptions:
     authentication: bool = True
     health_is_public: bool = True
     """Whether ``/api/health`` (counts only) needs no API key."""
+    cors_allow_origins: tuple[str, ...] = ()
+    """Origins of pages that may call from a browser."""
     max_body_bytes: int = 1024 * 1024
     body_timeout_seconds: float = 10.0
     start_deadline_seconds: float = 30.0

@@ -22,6 +22,8 @@ class StartRequest:
     keyed: bool
     """The caller may send the same session again, here or to another gateway."""
     body: Any = field(default=None, repr=False)
+    caller: str | None = None
+    """The mark of who asks; None: nobody whose sessions are counted."""
     span: Span = field(default_factory=Span, repr=False, compare=False)
     """The request in its caller's trace."""
 

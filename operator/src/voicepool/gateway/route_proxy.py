@@ -31,18 +31,32 @@ ORDER_SECONDS = 10.0
 """How long the agent lets a request through that was signed now: for two clocks that are not one."""
 
 _HOP_BY_HOP = frozenset(
-    {"connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "te", "trailer", "transfer-encoding", "upgrade"}
+    {"connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"}
 )  # fmt: skip
 """RFC 9110, section 7.6.1; with them goes what ``Connection`` names."""
 
 _NOT_FOR_THE_BOT = _HOP_BY_HOP | {"authorization", "cookie", "content-length", "expect", "host", "x-api-key"}
 _NOT_FOR_THE_CALLER = _HOP_BY_HOP | {
+    # What a browser takes as said by the gateway's whole origin.
+    "alt-svc",
+    "clear-site-data",
     "content-security-policy",
+    "nel",
+    "report-to",
+    "reporting-endpoints",
+    "service-worker-allowed",
+    "set-cookie",
+    "strict-transport-security",
+    "x-content-type-options",
+    # What a proxy in front of the gateway takes as an order.
+    "x-accel-redirect",
+    "x-sendfile",
+    # What the gateway says itself.
     "date",
     "server",
-    "set-cookie",
-    "x-content-type-options",
 }
+_CORS_HEADERS = b"access-control-"
+"""Which pages may call from a browser is for the gateway's settings to say."""
 
 _SAFE_HEADERS = (
     # Scripts in a page that a bot serves are of no origin, so they reach nothing of the gateway's.
@@ -175,7 +189,11 @@ class RouteProxy:
             raise self._refusal(refused, session_id)
         response = StreamingResponse(_parts(answer), status_code=answer.status)
         response.raw_headers = [
-            *((name.lower(), value) for name, value in passed_on(answer.raw_headers, _NOT_FOR_THE_CALLER)),
+            *(
+                (name.lower(), value)
+                for name, value in passed_on(answer.raw_headers, _NOT_FOR_THE_CALLER)
+                if not name.lower().startswith(_CORS_HEADERS)
+            ),
             *_SAFE_HEADERS,
         ]
         return response

@@ -21,7 +21,7 @@ from voicepool.model import PodFact
 probes = APIRouter(tags=["operation"])
 router = APIRouter(tags=["sessions"])
 
-_bearer = HTTPBearer(auto_error=False, description="An API key.")
+_bearer = HTTPBearer(auto_error=False, description="An API key, or a token where the gateway takes tokens.")
 _api_key = APIKeyHeader(name="X-API-Key", auto_error=False, description="An API key.")
 
 
@@ -48,7 +48,8 @@ def services_of(request: Request) -> Services:
 Injected = Annotated[Services, Depends(services_of)]
 
 
-def authenticated(
+async def authenticated(
+    request: Request,
     services: Injected,
     bearer: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
     api_key: Annotated[str | None, Depends(_api_key)],
@@ -56,7 +57,11 @@ def authenticated(
     """Who calls."""
     if not services.options.authentication:
         return ANONYMOUS
-    return services.keys.authenticate(api_key or (bearer.credentials if bearer else None))
+    return await services.access.authenticate(
+        api_key=api_key,
+        bearer=bearer.credentials if bearer else None,
+        address=request.client.host if request.client else "",
+    )
 
 
 Authenticated = Annotated[Caller, Depends(authenticated)]
@@ -75,7 +80,7 @@ async def start(
 ) -> StartAnswer:
     """Start a session with a warm agent of a pool: the one that is named, the default one, or the only one."""
     body = body or StartBody()
-    key = _chosen_pool(services, caller, body.pool or body.agentName or pool)
+    key = await _chosen_pool(services, caller, body.pool or body.agentName or pool)
     return await start_session(request, services, caller, key, body, idempotency_key, prefer, traceparent)
 
 
@@ -100,7 +105,7 @@ async def start_in_pool(
 @router.get("/v1/agents/{pool}/sessions")
 async def list_sessions(services: Injected, caller: Authenticated, pool: str) -> SessionList:
     """The sessions of a pool that run, and those that ended and are still kept."""
-    key = known_pool(services, caller, pool)
+    key = await known_pool(services, caller, pool)
     pods = sorted(
         (pod for pod in services.view.pods(key) if pod.session), key=lambda pod: (str(pod.bound_at), pod.name)
     )
@@ -111,7 +116,7 @@ async def list_sessions(services: Injected, caller: Authenticated, pool: str) ->
 @router.get("/v1/agents/{pool}/sessions/{session_id}")
 async def get_session(services: Injected, caller: Authenticated, pool: str, session_id: str) -> dict[str, Any]:
     """One session: what its pod shows and what its agent says."""
-    pod = await _carrier(services, known_pool(services, caller, pool), session_id)
+    pod = await _carrier(services, await known_pool(services, caller, pool), session_id)
     status = await services.sessions.status(pod) if is_live(pod) else None
     return records.session_record(pod, status)
 
@@ -125,7 +130,7 @@ async def end_session(
     mode: Annotated[Literal["drain", "cancel"], Query()] = "cancel",
 ) -> Terminated:
     """End a session: `drain` lets the agent say goodbye, `cancel` ends it now."""
-    pod = await _carrier(services, known_pool(services, caller, pool), session_id)
+    pod = await _carrier(services, await known_pool(services, caller, pool), session_id)
     if is_live(pod):
         await services.sessions.end(pod, session_id, mode)
     draining = is_live(pod) and mode == "drain"
@@ -135,7 +140,7 @@ async def end_session(
 @router.get("/metrics/v1/namespaces/{namespace}/pools/{name}", tags=["operation"])
 async def pool_metrics(services: Injected, caller: Authenticated, namespace: str, name: str) -> dict[str, Any]:
     """How many pods a pool should keep warm, and from what that follows: for KEDA's metrics-api trigger, and for people."""
-    caller.require(namespace, name)
+    await caller.require(namespace, name)
     if not services.synced():
         raise NotSynced("The gateway has just started and does not know the cluster yet.", retry_after_seconds=1)
     return advice.as_json(await services.advisor.advise(services.sessions.pool((namespace, name))))
@@ -143,13 +148,14 @@ async def pool_metrics(services: Injected, caller: Authenticated, namespace: str
 
 @router.get("/api/health")
 async def health(
+    request: Request,
     services: Injected,
     bearer: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
     api_key: Annotated[str | None, Depends(_api_key)],
 ) -> dict[str, Any]:
     """Counts of all pools."""
-    caller = ANONYMOUS if services.options.health_is_public else authenticated(services, bearer, api_key)
-    return records.health(services.view, [key for key in services.view.pools if caller.may_use(*key)])
+    caller = ANONYMOUS if services.options.health_is_public else await authenticated(request, services, bearer, api_key)
+    return records.health(services.view, await caller.usable(services.view.pools))
 
 
 @probes.get("/healthz")
@@ -188,21 +194,21 @@ def _named_pool(services: Services, name: str) -> PoolKey:
     return (namespace, rest)
 
 
-def _chosen_pool(services: Services, caller: Caller, name: str | None) -> PoolKey:
+async def _chosen_pool(services: Services, caller: Caller, name: str | None) -> PoolKey:
     name = name or services.options.default_pool
     if name:
         return _named_pool(services, name)
-    mine = [key for key in services.view.pools if caller.may_use(*key)]
+    mine = await caller.usable(services.view.pools)
     if len(mine) == 1:
         return mine[0]
     many = "There are several pools" if mine else "There is no pool yet"
     raise PoolNotFound(f"{many}; name one as 'pool' in the body or the query ('name' or 'namespace.name').")
 
 
-def known_pool(services: Services, caller: Caller, name: str) -> PoolKey:
+async def known_pool(services: Services, caller: Caller, name: str) -> PoolKey:
     """The pool of that name, which the caller may use; whether it exists is not said."""
     key = _named_pool(services, name)
-    caller.require(*key)
+    await caller.require(*key)
     return key
 
 

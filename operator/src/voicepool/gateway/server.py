@@ -16,6 +16,7 @@ import uvicorn
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from voicepool.agents import make_agent_session
+from voicepool.gateway.access import Access
 from voicepool.gateway.advice import Advisor
 from voicepool.gateway.allocator import Allocator
 from voicepool.gateway.app import create_app
@@ -23,13 +24,18 @@ from voicepool.gateway.assignments import Signer
 from voicepool.gateway.auth import ApiKeys
 from voicepool.gateway.custom_metrics import CustomMetrics
 from voicepool.gateway.delivery import Courier
+from voicepool.gateway.failures import Failures
+from voicepool.gateway.jwks import SigningKeys, fetcher
 from voicepool.gateway.livekit import LiveKitRooms, LiveKitServers, Rooms
 from voicepool.gateway.metrics import GatewayMetrics
+from voicepool.gateway.oidc import Issuer, OidcTokens
 from voicepool.gateway.options import GatewayOptions
 from voicepool.gateway.peers import Peers
+from voicepool.gateway.quota import Quota
 from voicepool.gateway.route_proxy import RouteProxy, make_route_session
 from voicepool.gateway.services import Services
 from voicepool.gateway.sessions import Sessions
+from voicepool.gateway.token_review import TokenReviews
 from voicepool.gateway.tracing import Tracing, make_tracing
 from voicepool.gateway.view import ClusterView
 from voicepool.kube.api import POOLS, Json, KubeApi
@@ -79,6 +85,9 @@ async def run_gateway(settings: GatewaySettings) -> None:
             log_config=None,
             server_header=False,
             timeout_graceful_shutdown=_GRACE_SECONDS,
+            # uvicorn's own default believes whoever is on the same machine, and an environment variable.
+            proxy_headers=bool(settings.trusted_proxies),
+            forwarded_allow_ips=list(settings.trusted_proxies),
         )
         server = _Server(config)
         loop = asyncio.get_running_loop()
@@ -127,6 +136,7 @@ def _options(settings: GatewaySettings) -> GatewayOptions:
         default_namespace=settings.default_namespace,
         default_pool=settings.default_pool,
         health_is_public=settings.health_is_public,
+        cors_allow_origins=settings.cors_allow_origins,
     )
 
 
@@ -157,11 +167,12 @@ async def running(
     livekit = aiohttp.ClientSession(
         timeout=aiohttp.ClientTimeout(total=options.livekit_timeout_seconds), trust_env=False
     )
+    issuers = aiohttp.ClientSession(trust_env=False, cookie_jar=aiohttp.DummyCookieJar())
     others = aiohttp.ClientSession(trust_env=False)
     bots = make_route_session()
     identity = os.environ.get("HOSTNAME") or socket.gethostname()
     tracing = tracing or make_tracing(os.environ, instance=identity)
-    async with agents, livekit, others, bots, contextlib.AsyncExitStack() as stack:
+    async with agents, livekit, issuers, others, bots, contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(tracing.close)
         sessions = Sessions(
             kube=kube,
@@ -195,13 +206,21 @@ async def running(
             monotonic=loop.time,
             timeout_seconds=options.peer_timeout_seconds,
         )
+        access = await stack.enter_async_context(_access(kube, settings, issuers, loop.time))
         informers = [asyncio.create_task(informer.run()) for informer in (pools, pods)]
         try:
             yield Services(
                 sessions=sessions,
                 view=view,
                 advisor=Advisor(view, sessions.demand, peers, now),
-                keys=ApiKeys(settings.api_keys_folder),
+                access=access,
+                quota=Quota(
+                    view,
+                    sessions=settings.sessions_per_caller,
+                    starts_per_minute=settings.starts_per_minute,
+                    starts_burst=settings.starts_burst,
+                    monotonic=loop.time,
+                ),
                 route_proxy=RouteProxy(bots, signer, options, metrics, now),
                 metrics=metrics,
                 tracing=tracing,
@@ -215,6 +234,30 @@ async def running(
             for task in informers:
                 task.cancel()
             await asyncio.gather(*informers, return_exceptions=True)
+
+
+@contextlib.asynccontextmanager
+async def _access(
+    kube: KubeApi, settings: GatewaySettings, http: aiohttp.ClientSession, monotonic: Callable[[], float]
+) -> AsyncIterator[Access]:
+    reviews = None
+    if settings.token_review_audience is not None:
+        reviews = TokenReviews(kube, settings.token_review_audience, monotonic=monotonic)
+    async with contextlib.AsyncExitStack() as stack:
+        oidc = None
+        if settings.oidc_issuer is not None and settings.oidc_audience is not None:
+            keys = SigningKeys(settings.oidc_issuer, settings.oidc_jwks_url, fetcher(http), monotonic=monotonic)
+            stack.push_async_callback(keys.close)
+            issuer = Issuer(
+                issuer=settings.oidc_issuer,
+                audience=settings.oidc_audience,
+                name_claim=settings.oidc_name_claim,
+                pools_claim=settings.oidc_pools_claim,
+                default_pools=frozenset(settings.oidc_default_pools),
+            )
+            oidc = OidcTokens(issuer, keys)
+        failures = Failures(settings.failed_authentications_per_minute, monotonic)
+        yield Access(ApiKeys(settings.api_keys_folder), failures, oidc=oidc, reviews=reviews)
 
 
 def _pool_handler(view: ClusterView) -> Callable[[Key, PoolFact | None, PoolFact | None], None]:

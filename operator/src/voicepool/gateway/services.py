@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from voicepool.gateway.access import Access
 from voicepool.gateway.advice import Advisor
-from voicepool.gateway.auth import ApiKeys
 from voicepool.gateway.metrics import GatewayMetrics
 from voicepool.gateway.options import GatewayOptions
+from voicepool.gateway.quota import Quota
 from voicepool.gateway.route_proxy import RouteProxy
 from voicepool.gateway.sessions import Sessions
 from voicepool.gateway.tracing import Tracing
@@ -22,7 +23,8 @@ class Services:
     sessions: Sessions
     view: ClusterView
     advisor: Advisor
-    keys: ApiKeys
+    access: Access
+    quota: Quota
     route_proxy: RouteProxy
     metrics: GatewayMetrics
     tracing: Tracing

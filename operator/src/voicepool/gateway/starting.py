@@ -118,7 +118,7 @@ async def give_agent(
     Raises:
         GatewayError: with the words for the caller.
     """
-    caller.require(*key)
+    await caller.require(*key)
     if not services.synced():
         raise NotSynced("The gateway has just started and does not know the cluster yet.", retry_after_seconds=1)
     services.sessions.pool(key)
@@ -128,10 +128,12 @@ async def give_agent(
         session_id=body.sessionId or _session_id(caller, key, idempotency_key),
         keyed=bool(body.sessionId or idempotency_key),
         body=body.body,
+        caller=caller.mark,
         span=span,
     )
     span.note(session=wanted.session_id)
-    started = await _while_connected(request, services.sessions.start(wanted))
+    with services.quota.admitted(caller, wanted.namespace, wanted.session_id):
+        started = await _while_connected(request, services.sessions.start(wanted))
     span.note(pod=started.pod.name, cold_start=started.cold_start)
     state = "accepted"
     wait_seconds = _wait_seconds(services, body, prefer)

@@ -28,6 +28,7 @@ class ClusterView:
         self._pods: dict[PoolKey, dict[str, PodFact]] = {}
         self._warm: dict[PoolKey, dict[str, PodFact]] = {}
         self._bound_on_node: dict[PoolKey, Counter[str]] = {}
+        self._sessions_of: dict[str, Counter[tuple[str, str]]] = {}
         self._names: dict[tuple[str, str], tuple[PoolKey, str]] = {}
         self._listener: Callable[[PoolKey, str, PodFact | None], None] = lambda _key, _uid, _pod: None
 
@@ -85,6 +86,10 @@ class ClusterView:
         """How many calls of a pool each node has; a node that is not there has none."""
         return self._bound_on_node.get(key, {})
 
+    def sessions_of(self, caller: str) -> Mapping[tuple[str, str], int]:
+        """The sessions of a caller, by namespace and session id, that are going on in pods as last seen; with how many pods each has."""
+        return self._sessions_of.get(caller, {})
+
     def _count_call(self, pod: PodFact | None, step: int) -> None:
         if pod is None or pod.state is not BindState.BOUND or pod.finished:
             return
@@ -95,6 +100,15 @@ class ClusterView:
             del counts[pod.node or ""]
             if not counts:
                 del self._bound_on_node[key]
+        if pod.caller is None:
+            return
+        sessions = self._sessions_of.setdefault(pod.caller, Counter())
+        session = (pod.namespace, pod.session or "")
+        sessions[session] += step
+        if not sessions[session]:
+            del sessions[session]
+            if not sessions:
+                del self._sessions_of[pod.caller]
 
     def template_hash(self, key: PoolKey) -> str | None:
         """The pool's current template, if its status says."""

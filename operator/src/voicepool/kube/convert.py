@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import re
+import sys
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any
@@ -17,6 +18,7 @@ from voicepool.kube.api import PODS, Json
 from voicepool.model import (
     AGENT_CONTAINER,
     ANNOTATION_BOUND_AT,
+    ANNOTATION_CALLER,
     ANNOTATION_COLD_START,
     ANNOTATION_DRAIN_SECONDS,
     ANNOTATION_DRAIN_UNTIL,
@@ -164,6 +166,8 @@ def pod_from_json(obj: Json) -> PodFact | None:
         drain_seconds=_count(annotations.get(ANNOTATION_DRAIN_SECONDS)),
         drain_until=_time(annotations.get(ANNOTATION_DRAIN_UNTIL)),
         waited_seconds=_seconds(annotations.get(ANNOTATION_WAITED_SECONDS)),
+        # Thousands of pods have one and the same.
+        caller=sys.intern(annotations[ANNOTATION_CALLER]) if ANNOTATION_CALLER in annotations else None,
         cold_start=annotations.get(ANNOTATION_COLD_START),
         start_attempt=_count(annotations.get(ANNOTATION_START_ATTEMPT)),
         waiting_reason=waiting_reason,

@@ -41,6 +41,13 @@ OTHER_OWNER = [
         "value": [{"apiVersion": "v1", "kind": "Node", "name": "n", "uid": "11111111-1111-1111-1111-111111111111"}],
     }
 ]
+UNKNOWN_ANNOTATION = [{"op": "add", "path": "/metadata/annotations/voicepool.dev~1drain-until", "value": "x"}]
+DEADLINE = [{"op": "add", "path": "/spec/activeDeadlineSeconds", "value": 7260}]
+SHORT_SESSION = [
+    {"op": "replace", "path": "/metadata/labels/voicepool.dev~1state", "value": "bound"},
+    {"op": "add", "path": "/metadata/labels/voicepool.dev~1session", "value": "s-1"},
+    {"op": "add", "path": "/spec/activeDeadlineSeconds", "value": 1},
+]
 FINALIZER = [{"op": "add", "path": "/metadata/finalizers", "value": ["example.com/never"]}]
 
 
@@ -202,6 +209,8 @@ def _bind(release: Release, name: str) -> None:
         room="room",
         bound_at=now,
         bound_by="gateway",
+        caller="oidc:0123456789abcdef",
+        drain_seconds=60,
         active_deadline_seconds=active_deadline_seconds(fact, 7200, now),
     )
     release.patch(name, operations)
@@ -298,6 +307,105 @@ def test_an_account_may_do_its_work_and_nothing_else(
     assert installed.may(component, *question) is answer
 
 
+VERBS = ("get", "list", "watch", "create", "update", "patch", "delete", "deletecollection")
+READ = ("get", "list", "watch")
+RESOURCES: tuple[tuple[str, ...], ...] = (
+    *(("pods",), ("pods", "--subresource=status"), ("pods", "--subresource=exec"), ("pods", "--subresource=attach")),
+    *(("pods", "--subresource=log"), ("pods", "--subresource=portforward"), ("pods", "--subresource=proxy")),
+    *(
+        ("pods", "--subresource=ephemeralcontainers"),
+        ("pods", "--subresource=eviction"),
+        ("pods", "--subresource=resize"),
+    ),
+    *(("voiceagentpools.voicepool.dev",), ("voiceagentpools.voicepool.dev", "--subresource=status")),
+    *(
+        ("voiceagentpools.voicepool.dev", "--subresource=scale"),
+        ("voiceagentpools.voicepool.dev", "--subresource=sessions"),
+    ),
+    *(("secrets",), ("configmaps",), ("serviceaccounts",), ("serviceaccounts", "--subresource=token"), ("services",)),
+    *(
+        ("endpointslices.discovery.k8s.io",),
+        ("events.events.k8s.io",),
+        ("leases.coordination.k8s.io",),
+        ("namespaces",),
+        ("nodes",),
+    ),
+    *(("deployments.apps",), ("daemonsets.apps",), ("jobs.batch",), ("poddisruptionbudgets.policy",)),
+    *(
+        ("networkpolicies.networking.k8s.io",),
+        ("roles.rbac.authorization.k8s.io",),
+        ("rolebindings.rbac.authorization.k8s.io",),
+    ),
+    *(("clusterroles.rbac.authorization.k8s.io",), ("clusterrolebindings.rbac.authorization.k8s.io",)),
+    *(
+        ("validatingadmissionpolicies.admissionregistration.k8s.io",),
+        ("customresourcedefinitions.apiextensions.k8s.io",),
+    ),
+    *(("tokenreviews.authentication.k8s.io",), ("subjectaccessreviews.authorization.k8s.io",)),
+)
+ALLOWED: dict[str, set[tuple[str, ...]]] = {
+    "operator": {
+        *((verb, "pods") for verb in (*READ, "create", "patch", "delete")),
+        *((verb, "voiceagentpools.voicepool.dev") for verb in READ),
+        ("patch", "voiceagentpools.voicepool.dev", "--subresource=status"),
+        *((verb, "poddisruptionbudgets.policy") for verb in ("list", "watch", "create", "patch", "delete")),
+        ("create", "events.events.k8s.io"),
+    },
+    "gateway": {
+        *((verb, "pods") for verb in (*READ, "create", "patch", "delete")),
+        *((verb, "voiceagentpools.voicepool.dev") for verb in READ),
+    },
+}
+"""What an account may do in a namespace of pools; whatever is not here is refused."""
+
+
+@pytest.mark.parametrize("component", ["operator", "gateway"])
+def test_of_all_verbs_and_resources_an_account_may_use_those_it_needs(installed: Release, component: str) -> None:
+    questions = [(verb, *resource) for verb in VERBS for resource in RESOURCES]
+    assert {question for question in questions if installed.may(component, *question)} == ALLOWED[component]
+
+
+def test_the_reviews_of_tokens_are_allowed_only_where_they_are_switched_on(release: Release) -> None:
+    reviews = ("tokenreviews.authentication.k8s.io", "subjectaccessreviews.authorization.k8s.io")
+    release.upgrade()
+    assert not any(release.may("gateway", "create", review) for review in reviews)
+    release.upgrade("access.tokenReview.audience=voicepool")
+    assert all(release.may("gateway", "create", review) for review in reviews)
+    assert not any(release.may("operator", "create", review) for review in reviews)
+
+
+@pytest.mark.parametrize("component", ["operator", "gateway"])
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "forged"}},
+        {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "forged"}},
+        {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "forged"}},
+        {
+            "apiVersion": "rbac.authorization.k8s.io/v1",
+            "kind": "RoleBinding",
+            "metadata": {"name": "forged"},
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "cluster-admin"},
+            "subjects": [],
+        },
+        {
+            "apiVersion": "voicepool.dev/v1alpha1",
+            "kind": "VoiceAgentPool",
+            "metadata": {"name": "forged"},
+            "spec": {"template": {"spec": {"containers": [{"name": "agent", "image": "localhost/evil:1"}]}}},
+        },
+    ],
+    ids=lambda manifest: manifest["kind"],
+)
+def test_a_write_that_an_account_does_not_need_is_refused(installed: Release, component: str, manifest: Object) -> None:
+    with pytest.raises(ClusterError) as caught:
+        installed.cluster.kubectl(
+            *("create", "--filename=-", "--namespace", installed.pools, installed.account(component)),
+            standard_input=json.dumps(manifest),
+        )
+    assert "forbidden" in caught.value.detail.lower()
+
+
 def test_the_gateway_may_read_the_secret_that_is_listed(installed: Release) -> None:
     assert installed.may("gateway", "get", "secret/other-server")
     assert not installed.may("gateway", "get", "secret/another")
@@ -340,12 +448,18 @@ def test_the_policy_lets_a_bind_through(installed: Release, pod: str) -> None:
         (OTHER_LABEL, "no label but voicepool.dev/state and voicepool.dev/session"),
         (OTHER_POOL, "no label but voicepool.dev/state and voicepool.dev/session"),
         (NO_POOL, "no label but voicepool.dev/state and voicepool.dev/session"),
-        (OTHER_ANNOTATION, "no annotation but voicepool's own"),
-        (NO_ANNOTATION, "no annotation but voicepool's own"),
+        (OTHER_ANNOTATION, "no annotation but those that a bind writes"),
+        (NO_ANNOTATION, "no annotation but those that a bind writes"),
+        (UNKNOWN_ANNOTATION, "no annotation but those that a bind writes"),
+        (DEADLINE, "changes a pod once"),
+        (SHORT_SESSION, "changes a pod once"),
         (OTHER_OWNER, "no other owner and no finalizer"),
         (FINALIZER, "no other owner and no finalizer"),
     ],
-    ids=["image", "toleration", "label", "pool", "no-pool", "annotation", "no-annotation", "owner", "finalizer"],
+    ids=[
+        *("image", "toleration", "label", "pool", "no-pool", "annotation", "no-annotation", "unknown-annotation"),
+        *("deadline", "short-session", "owner", "finalizer"),
+    ],
 )
 def test_the_policy_refuses_the_gateway_what_no_bind_does(
     installed: Release, pod: str, operations: list[Object], words: str
@@ -359,6 +473,44 @@ def test_a_bound_pod_stays_bound_to_its_session(installed: Release, pod: str) ->
     other = [{"op": "replace", "path": "/metadata/labels/voicepool.dev~1session", "value": "s-2"}]
     assert "stays bound" in installed.refusal(pod, back)
     assert "stays bound" in installed.refusal(pod, other)
+
+
+def test_a_bound_pod_is_changed_no_more(installed: Release, pod: str) -> None:
+    _bind(installed, pod)
+    other = [{"op": "replace", "path": "/metadata/annotations/voicepool.dev~1caller", "value": "somebody-else"}]
+    shorter = [{"op": "replace", "path": "/spec/activeDeadlineSeconds", "value": 120}]
+    assert "changes a pod once" in installed.refusal(pod, other)
+    assert "changes a pod once" in installed.refusal(pod, shorter)
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {"labels": {LABEL_POOL: "demo", LABEL_STATE: "bound"}},
+        {"labels": {LABEL_POOL: "demo", LABEL_STATE: "warm"}},
+        {
+            "labels": {LABEL_POOL: "demo", LABEL_STATE: "warm"},
+            "annotations": {"voicepool.dev/cold-start": "s-1"},
+        },
+    ],
+    ids=["bound", "for-nobody", "without-an-owner"],
+)
+def test_the_gateway_creates_no_pod_but_a_cold_start(installed: Release, metadata: Object) -> None:
+    manifest = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "forged", "namespace": installed.pools, **metadata},
+        "spec": {"containers": [{"name": "agent", "image": "localhost/evil:1"}]},
+    }
+    with pytest.raises(ClusterError) as caught:
+        installed.cluster.kubectl(
+            "create",
+            "--dry-run=server",
+            "--filename=-",
+            installed.account("gateway"),
+            standard_input=json.dumps(manifest),
+        )
+    assert "for one waiting caller only" in caught.value.detail
 
 
 def test_the_gateway_may_touch_no_pod_but_an_agent(installed: Release, pod: str) -> None:

@@ -77,9 +77,9 @@ class Cluster(abc.ABC):
         """Path of `kubectl` or `helm`."""
         return name
 
-    def kubectl(self, *arguments: str, deadline_seconds: float = 120) -> str:
+    def kubectl(self, *arguments: str, deadline_seconds: float = 120, standard_input: str = "") -> str:
         """Runs kubectl on this cluster and gives its output. Raises ClusterError."""
-        return self._client("kubectl", arguments, deadline_seconds)
+        return self._client("kubectl", arguments, deadline_seconds, standard_input)
 
     def helm(self, *arguments: str, deadline_seconds: float = 300) -> str:
         """Runs Helm on this cluster and gives its output. Raises ClusterError."""

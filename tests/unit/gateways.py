@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,7 +59,15 @@ class World:
         made = [self.kube.put(PODS, pod_object(number, ready=ready)) for number in range(first, first + count)]
         return [pod["metadata"]["name"] for pod in made]
 
-    async def gateway(self, kube: KubeApi | None = None, *, tracing: Tracing | None = None, **options: Any) -> Gateway:
+    async def gateway(
+        self,
+        kube: KubeApi | None = None,
+        *,
+        tracing: Tracing | None = None,
+        set_to: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> Gateway:
+        """`set_to`: settings that are not as they are by default."""
         chosen = {
             "default_namespace": NAMESPACE,
             "agent_port": self.agents.port,
@@ -69,7 +77,7 @@ class World:
         services = await self._stack.enter_async_context(
             running(
                 kube or self.kube,
-                settings(self.folder),
+                settings(self.folder).model_copy(update=dict(set_to or {})),
                 Signer.from_file(self.folder / "private.pem", utc_now),
                 GatewayOptions(**chosen),
                 now=utc_now,

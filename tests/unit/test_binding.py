@@ -229,3 +229,10 @@ def test_the_deadline_counts_from_the_creation_of_the_pod() -> None:
 def test_a_clock_that_is_behind_does_not_shorten_a_session() -> None:
     ahead = ready(1, created_at=NOW + timedelta(minutes=5))
     assert active_deadline_seconds(ahead, 600, NOW) > 600
+
+
+def test_the_patch_says_for_whom_it_is_where_somebody_is_counted() -> None:
+    path = "/metadata/annotations/voicepool.dev~1caller"
+    told = [operation for operation in patch_of(ready(1), caller="partner") if operation["path"] == path]
+    assert told == [{"op": "add", "path": path, "value": "partner"}]
+    assert path not in [operation["path"] for operation in patch_of(ready(1))]

@@ -418,3 +418,14 @@ async def test_no_credential_is_logged_or_told(
         assert credential not in answer.text
         assert credential not in caplog.text
         assert credential not in str([vars(record) for record in caplog.records if record.name.startswith("voicepool")])
+
+
+async def test_one_caller_s_idempotency_key_is_not_another_s(here: World) -> None:
+    (here.folder / "keys" / "second").write_text(hashed("second"))
+    here.pool()
+    here.pods(2)
+    client = (await here.gateway()).client
+    same = {"Idempotency-Key": "one"}
+    first = (await client.post("/start", headers={**AUTHORIZED, **same})).json()
+    second = (await client.post("/start", headers={"X-API-Key": "second", **same})).json()
+    assert first["sessionId"] != second["sessionId"]

@@ -128,7 +128,7 @@ async def test_a_signature_by_a_key_or_an_algorithm_that_is_not_the_issuer_s_is_
     forged = {
         "another key": token(key=other),
         "another kind of key": token("RS256", header={"kid": "ES256"}),
-        "none": jwt.encode(claims, None, algorithm="none", headers={"kid": "RS256"}),
+        "none": jwt.encode(claims, "", algorithm="none", headers={"kid": "RS256"}),
         # The public key as the secret of a symmetric algorithm, which PyJWT itself refuses to sign with.
         "symmetric": jwt.encode(claims, public.hex(), algorithm="HS256", headers={"kid": "RS256"}),
         "an algorithm that is not on the list": token("ES384"),

@@ -93,3 +93,46 @@ def test_a_log_line_is_json_with_its_fields() -> None:
     first, second = map(json.loads, stream.getvalue().splitlines())
     assert (first["message"], first["pool"], first["creates"], first["level"]) == ("pool changes", "demo", 3, "info")
     assert "ValueError: broken" in second["stack"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("OIDC_ISSUER", "http://issuer.example"),
+        ("OIDC_ISSUER", "https://issuer.example?x=1"),
+        ("OIDC_JWKS_URL", "file:///etc/keys"),
+        ("OIDC_DEFAULT_POOLS", "*/*"),
+        ("CORS_ALLOW_ORIGINS", "https://a.example/path"),
+        ("CORS_ALLOW_ORIGINS", "a.example"),
+        ("TRUSTED_PROXIES", "*"),
+    ],
+)
+def test_what_would_open_more_than_it_says_is_refused(name: str, value: str) -> None:
+    with pytest.raises(SettingsError, match=f"VOICEPOOL_{name}"):
+        GatewaySettings.from_environment(
+            {
+                "VOICEPOOL_ASSIGNMENT_PRIVATE_KEY_FILE": "private.pem",
+                "VOICEPOOL_API_KEYS_FOLDER": "keys",
+                "VOICEPOOL_LIVEKIT_FOLDER": "livekit",
+                "VOICEPOOL_OIDC_AUDIENCE": "voicepool",
+                "VOICEPOOL_OIDC_ISSUER": "https://issuer.example",
+                f"VOICEPOOL_{name}": value,
+            }
+        )
+
+
+def test_an_issuer_has_an_audience_and_lists_have_commas() -> None:
+    given = {
+        "VOICEPOOL_ASSIGNMENT_PRIVATE_KEY_FILE": "private.pem",
+        "VOICEPOOL_API_KEYS_FOLDER": "keys",
+        "VOICEPOOL_LIVEKIT_FOLDER": "livekit",
+        "VOICEPOOL_OIDC_ISSUER": "https://issuer.example",
+    }
+    with pytest.raises(SettingsError, match="VOICEPOOL_OIDC_AUDIENCE must be set"):
+        GatewaySettings.from_environment(given)
+    more = {
+        "VOICEPOOL_OIDC_AUDIENCE": "voicepool",
+        "VOICEPOOL_CORS_ALLOW_ORIGINS": "https://a.example, http://[::1]:80",
+    }
+    settings = GatewaySettings.from_environment(given | more)
+    assert settings.cors_allow_origins == ("https://a.example", "http://[::1]:80")

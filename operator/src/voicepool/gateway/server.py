@@ -77,23 +77,29 @@ async def run_gateway(settings: GatewaySettings) -> None:
         running(kube, settings, signer, _options(settings), now=clock.now) as services,
         _custom_metrics(kube, settings, services),
     ):
-        config = uvicorn.Config(
-            create_app(services),
-            host=settings.listen_host,
-            port=settings.listen_port,
-            access_log=False,
-            log_config=None,
-            server_header=False,
-            timeout_graceful_shutdown=_GRACE_SECONDS,
-            # uvicorn's own default believes whoever is on the same machine, and an environment variable.
-            proxy_headers=bool(settings.trusted_proxies),
-            forwarded_allow_ips=list(settings.trusted_proxies),
-        )
-        server = _Server(config)
+        server = _Server(http_config(services, settings))
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, server.handle_exit, number, None)
         await server.serve()
+
+
+def http_config(services: Services, settings: GatewaySettings) -> uvicorn.Config:
+    """How the session API is served."""
+    return uvicorn.Config(
+        create_app(services),
+        host=settings.listen_host,
+        port=settings.listen_port,
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        # Nothing here speaks it: a request to upgrade is an ordinary one.
+        ws="none",
+        timeout_graceful_shutdown=_GRACE_SECONDS,
+        # uvicorn's own default believes whoever is on the same machine, and an environment variable.
+        proxy_headers=bool(settings.trusted_proxies),
+        forwarded_allow_ips=list(settings.trusted_proxies),
+    )
 
 
 @contextlib.asynccontextmanager

@@ -30,6 +30,12 @@ ROOT = Path(__file__).parents[2]
 CHART = ROOT / "helm" / "voicepool"
 LIVEKIT = ("livekit.url=ws://192.0.2.1:7880", "livekit.apiKey=devkey", "livekit.apiSecret=a-secret-nobody-guesses")
 CUSTOM_METRICS = ("customMetrics.enabled=true", "customMetrics.force=true")
+ACCESS = (
+    *("access.oidc.issuer=https://issuer.example.com", "access.oidc.audience=voicepool"),
+    *("access.oidc.jwksUrl=https://issuer.example.com/keys", r"access.oidc.defaultPools={calls/demo,other/*}"),
+    *("access.tokenReview.audience=voicepool", "access.corsAllowOrigins={https://a.example.com}"),
+    *("access.trustedProxies={10.0.0.0/8}", "access.limits.sessions=7", "access.limits.startsPerMinute=60"),
+)
 POOL_SECRET = ("livekit.poolSecrets[0].namespace=calls", "livekit.poolSecrets[0].name=other-server")
 VARIANTS = [
     (),
@@ -45,6 +51,7 @@ VARIANTS = [
     ("assignment.existingSecret=a", "apiKeys.existingSecret=b"),
     ("crds.install=false", "admissionPolicy.enabled=false", "fullnameOverride=other"),
     CUSTOM_METRICS,
+    ACCESS,
     ("tracing.endpoint=https://collector.example.com", "tracing.headersSecret=collector"),
 ]
 
@@ -235,6 +242,30 @@ def test_the_gateway_sends_traces_where_the_values_say_and_to_nobody_otherwise()
     [container] = _of_kind(objects, "Deployment")["voicepool-gateway"]["spec"]["template"]["spec"]["containers"]
     (headers,) = (one for one in container["env"] if one["name"] == "OTEL_EXPORTER_OTLP_HEADERS")
     assert headers["valueFrom"] == {"secretKeyRef": {"name": "collector", "key": "headers"}}
+
+
+def test_the_gateway_is_open_to_those_whom_the_values_name() -> None:
+    read = GatewaySettings.from_environment(_environment(_rendered(*ACCESS), "voicepool-gateway"))
+    assert (read.oidc_issuer, read.oidc_audience) == ("https://issuer.example.com", "voicepool")
+    assert (read.oidc_jwks_url, read.oidc_default_pools) == (
+        "https://issuer.example.com/keys",
+        ("calls/demo", "other/*"),
+    )
+    assert (read.token_review_audience, read.cors_allow_origins) == ("voicepool", ("https://a.example.com",))
+    assert (read.trusted_proxies, read.sessions_per_caller, read.starts_per_minute) == (("10.0.0.0/8",), 7, 60)
+    closed = GatewaySettings.from_environment(_environment(_rendered(), "voicepool-gateway"))
+    assert (closed.oidc_issuer, closed.token_review_audience, closed.cors_allow_origins) == (None, None, ())
+
+
+def test_the_gateway_may_review_tokens_only_where_it_takes_them() -> None:
+    name = "voicepool-voicepool-gateway-reviews"
+    assert name not in _of_kind(_rendered(), "ClusterRole")
+    assert {
+        (rule["resources"][0], *rule["verbs"]) for rule in _of_kind(_rendered(*ACCESS), "ClusterRole")[name]["rules"]
+    } == {
+        ("tokenreviews", "create"),
+        ("subjectaccessreviews", "create"),
+    }
 
 
 def test_the_operator_may_do_what_it_does_and_no_more() -> None:

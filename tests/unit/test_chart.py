@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import yaml
 from tests.cluster.images import IMAGES
+from tests.unit.facts import NOW, warm
 
 from voicepool import __version__, crd
+from voicepool.binding import bind_patch
 
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "helm" / "voicepool"
@@ -60,3 +63,24 @@ def test_skaffold_builds_our_images_and_sets_values_that_the_chart_has() -> None
     for name in (*release["setValueTemplates"], *release["setValues"]):
         group, _, key = name.partition(".")
         assert key in values[group], name
+
+
+def test_the_admission_policy_lets_exactly_those_annotations_through_that_a_bind_writes() -> None:
+    written = {
+        operation["path"].removeprefix("/metadata/annotations/").replace("~1", "/")
+        for operation in bind_patch(
+            warm(1, agent_status_index=0),
+            session_id="s1",
+            room="room",
+            bound_at=NOW,
+            bound_by="g-1",
+            active_deadline_seconds=7290,
+            drain_seconds=60,
+            caller="partner",
+        )
+        if operation["path"].startswith("/metadata/annotations/")
+    }
+    policy = (CHART / "templates" / "admission-policy.yaml").read_text()
+    listed = re.search(r"variables\.annotations\.all\(k, k in \[(.*?)\]", policy, re.DOTALL)
+    assert listed is not None
+    assert set(re.findall(r"'([^']+)'", listed[1])) == written

@@ -243,3 +243,10 @@ def test_how_long_a_caller_waited_is_a_plain_number_or_not_known(written: str | 
     )
     assert fact is not None
     assert fact.waited_seconds == read
+
+
+def test_callers_of_many_pods_are_kept_once() -> None:
+    one, other = (pod(annotations={"voicepool.dev/caller": "-".join(["system", "partner"])}) for _ in range(2))
+    assert one.caller == "system-partner"
+    assert one.caller is other.caller
+    assert pod().caller is None

@@ -267,16 +267,20 @@ async def test_a_bot_without_an_application_is_served_nothing() -> None:
         assert pipecat_cloud.SYSTEM not in sys.modules
 
 
-def test_the_classes_of_pipecat_cloud_can_be_named() -> None:
+def test_the_classes_of_pipecat_cloud_can_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == pipecat_cloud.PACKAGE]:
+        monkeypatch.delitem(sys.modules, name)
     finders = sys.meta_path[:]
     pipecat_cloud.install()
+    # Before the finder of what is installed: in an agent's image the package is not.
+    sys.meta_path.insert(0, sys.meta_path.pop())
     try:
         from pipecat.runner.types import DailyRunnerArguments
-        from pipecatcloud.agent import DailySessionArguments  # type: ignore[import-not-found]
+        from pipecatcloud.agent import DailySessionArguments
 
         assert DailySessionArguments is DailyRunnerArguments
         with pytest.raises(ModuleNotFoundError):
-            import pipecatcloud.session  # type: ignore[import-not-found]  # noqa: F401
+            import pipecatcloud.session  # noqa: F401
     finally:
         sys.meta_path[:] = finders
         for name in (pipecat_cloud.AGENT, pipecat_cloud.PACKAGE):

@@ -115,6 +115,8 @@ class GatewaySettings(Settings):
     """The pool of a caller who names none. Default: the only pool that the caller may use."""
     health_is_public: bool = True
     """Whether ``/api/health``, which tells counts only, needs no API key."""
+    web_client: bool = False
+    """Whether Pipecat's prebuilt web client is served at ``/client/``, to talk to an agent from a browser. The browser asks for an API key."""
     listen_host: str = "0.0.0.0"  # noqa: S104 - callers come from outside of the pod
     """Address of the session API."""
     listen_port: Annotated[int, Field(ge=0, le=65535)] = 8080

@@ -15,6 +15,7 @@ GatewayError
 +-- BodyTimeout          408 BODY_TIMEOUT
 +-- BodyTooLarge         413 BODY_TOO_LARGE
 +-- PoolAtCapacity       429 POOL_AT_CAPACITY
++-- TooManyStreams       429 TOO_MANY_STREAMS
 +-- NoWarmAgent          503 (429 where the pool rejects) NO_WARM_AGENT
 +-- AgentsRefused        503 AGENTS_REFUSED
 +-- AgentUnreachable     503 AGENT_UNREACHABLE
@@ -134,6 +135,12 @@ class PoolAtCapacity(GatewayError):
     """The pool has ``maxPods`` live pods and all of them are taken."""
 
     status, code, error = 429, "POOL_AT_CAPACITY", "Pool at capacity"
+
+
+class TooManyStreams(GatewayError):
+    """The gateway has as many open streams as it takes."""
+
+    status, code, error = 429, "TOO_MANY_STREAMS", "Too many streams"
 
 
 class NoWarmAgent(GatewayError):

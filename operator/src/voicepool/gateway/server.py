@@ -21,6 +21,7 @@ from voicepool.gateway.allocator import Allocator
 from voicepool.gateway.app import create_app
 from voicepool.gateway.assignments import Signer
 from voicepool.gateway.auth import ApiKeys
+from voicepool.gateway.changes import Changes
 from voicepool.gateway.custom_metrics import CustomMetrics
 from voicepool.gateway.delivery import Courier
 from voicepool.gateway.livekit import LiveKitRooms, LiveKitServers, Rooms
@@ -29,10 +30,12 @@ from voicepool.gateway.options import GatewayOptions
 from voicepool.gateway.peers import Peers
 from voicepool.gateway.route_proxy import RouteProxy, make_route_session
 from voicepool.gateway.services import Services
+from voicepool.gateway.session_logs import SessionLogs
 from voicepool.gateway.sessions import Sessions
+from voicepool.gateway.streams import Streams
 from voicepool.gateway.tracing import Tracing, make_tracing
 from voicepool.gateway.view import ClusterView
-from voicepool.kube.api import POOLS, Json, KubeApi
+from voicepool.kube.api import POOLS, Json, KubeApi, LogApi
 from voicepool.kube.client import AiohttpKubeApi, load_connection
 from voicepool.kube.clock import ServerClock
 from voicepool.kube.convert import AGENT_PODS, pod_from_json, pool_from_json
@@ -68,7 +71,9 @@ async def run_gateway(settings: GatewaySettings) -> None:
             request_timeout_seconds=settings.request_timeout_seconds,
             connections=_CONNECTIONS,
         ) as kube,
-        running(kube, settings, signer, _options(settings), now=clock.now) as services,
+        # A log that is followed takes its connection for as long as the session lasts.
+        AiohttpKubeApi.connect(connection, clock=clock, connections=0) as logs,
+        running(kube, settings, signer, _options(settings), now=clock.now, logs=logs) as services,
         _custom_metrics(kube, settings, services),
     ):
         config = uvicorn.Config(
@@ -127,6 +132,7 @@ def _options(settings: GatewaySettings) -> GatewayOptions:
         default_namespace=settings.default_namespace,
         default_pool=settings.default_pool,
         health_is_public=settings.health_is_public,
+        web_client=settings.web_client,
     )
 
 
@@ -138,6 +144,7 @@ async def running(
     options: GatewayOptions,
     *,
     now: Callable[[], datetime],
+    logs: LogApi,
     rooms: Rooms | None = None,
     tracing: Tracing | None = None,
 ) -> AsyncIterator[Services]:
@@ -152,6 +159,8 @@ async def running(
     pods: Informer[PodFact] = Informer(kube, AGENT_PODS, settings.namespace, LABEL_POOL, pod_from_json)
     pools.handlers.append(_pool_handler(view))
     pods.handlers.append(_pod_handler(view))
+    changes = Changes()
+    pods.handlers.append(changes.pod_changed)
     # Each pod is bound once: a kept connection would only be in the way.
     agents = make_agent_session()
     livekit = aiohttp.ClientSession(
@@ -203,6 +212,9 @@ async def running(
                 advisor=Advisor(view, sessions.demand, peers, now),
                 keys=ApiKeys(settings.api_keys_folder),
                 route_proxy=RouteProxy(bots, signer, options, metrics, now),
+                logs=SessionLogs(logs, options),
+                changes=changes,
+                streams=Streams(options),
                 metrics=metrics,
                 tracing=tracing,
                 options=options,

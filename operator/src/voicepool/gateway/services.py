@@ -7,10 +7,13 @@ from dataclasses import dataclass
 
 from voicepool.gateway.advice import Advisor
 from voicepool.gateway.auth import ApiKeys
+from voicepool.gateway.changes import Changes
 from voicepool.gateway.metrics import GatewayMetrics
 from voicepool.gateway.options import GatewayOptions
 from voicepool.gateway.route_proxy import RouteProxy
+from voicepool.gateway.session_logs import SessionLogs
 from voicepool.gateway.sessions import Sessions
+from voicepool.gateway.streams import Streams
 from voicepool.gateway.tracing import Tracing
 from voicepool.gateway.view import ClusterView
 
@@ -24,6 +27,9 @@ class Services:
     advisor: Advisor
     keys: ApiKeys
     route_proxy: RouteProxy
+    logs: SessionLogs
+    changes: Changes
+    streams: Streams
     metrics: GatewayMetrics
     tracing: Tracing
     options: GatewayOptions

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query
@@ -137,12 +138,31 @@ async def end(
 
 
 async def carrier(services: Services, key: PoolKey, session_id: str) -> PodFact:
-    """The pod of a session; a live one before an ended one."""
+    """The pod of a session; a live one before an ended one.
+
+    Raises:
+        SessionNotFound: no pod carries it.
+        ClusterUnavailable: the API server does not say.
+    """
+    return (await carrier_among(services, [key], session_id))[0]
+
+
+async def carrier_among(services: Services, keys: Collection[PoolKey], session_id: str) -> list[PodFact]:
+    """The pods that carry a session in some pools; live ones before ended ones, and at least one.
+
+    Raises:
+        SessionNotFound: no pod carries it.
+        ClusterUnavailable: the API server does not say.
+    """
     if not re.match(SESSION_ID_PATTERN, session_id):
         raise SessionNotFound(f"There is no session {session_id[:64]!r}.")
-    pods = [pod for pod in await services.sessions.carriers(key[0], session_id) if pod.pool == key[1]]
+    pods: list[PodFact] = []
+    for namespace in sorted({namespace for namespace, _ in keys}):
+        carriers = await services.sessions.carriers(namespace, session_id)
+        pods += [pod for pod in carriers if (pod.namespace, pod.pool) in keys]
     if not pods:
+        where = "the pool " + "/".join(*keys) if len(keys) == 1 else "the pools that you may use"
         raise SessionNotFound(
-            f"There is no session {session_id} in the pool {key[0]}/{key[1]}, or it ended longer ago than the pool keeps it."
+            f"There is no session {session_id} in {where}, or it ended longer ago than the pool keeps it."
         )
-    return min(pods, key=lambda pod: (not is_live(pod), pod.deleting, pod.name))
+    return sorted(pods, key=lambda pod: (not is_live(pod), pod.deleting, pod.name))

@@ -12,13 +12,13 @@ from typing import Any
 
 import aiohttp
 import pytest
-from tests.unit.fakes import PODS, FakeLog
+from tests.unit.fakes import FakeLog
 from tests.unit.gateways import AUTHORIZED, SCOPED_KEY, Gateway, World, until, world
 from tests.unit.loopback import served
 
 from voicepool.gateway.changes import MAX_PENDING, Changes, FellBehind
 from voicepool.gateway.streams import HEARTBEAT, with_heartbeats
-from voicepool.kube.api import Forbidden, NotFound, Unreachable
+from voicepool.kube.api import PODS, Forbidden, NotFound, Unreachable
 from voicepool.model import PodFact
 
 

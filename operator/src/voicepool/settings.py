@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -91,6 +92,24 @@ class OperatorSettings(Settings):
     """The namespace of the Lease. Must be set with its name."""
     lease_identity: str | None = None
     """This process's name in the Lease, different from every other's. Default: the host's name and something random."""
+
+    webhook_url: str | None = None
+    """Where the beginning and the end of each session are told, by signed POST. Must be set with the secret's file. Default: nowhere."""
+    webhook_secret_file: Path | None = None
+    """A file with the secret that signs them: ``whsec_`` and base64 of 24 to 64 bytes; several, one a line, all sign. Must be set with the address."""
+
+    @model_validator(mode="after")
+    def _whole_webhook(self) -> Self:
+        if (self.webhook_url is None) != (self.webhook_secret_file is None):
+            missing = "WEBHOOK_SECRET_FILE" if self.webhook_secret_file is None else "WEBHOOK_URL"
+            raise ValueError(f"{PREFIX}{missing} must be set, since the other one of the two is")
+        if self.webhook_url is not None:
+            parts = urlsplit(self.webhook_url)
+            if parts.scheme not in ("http", "https") or not parts.hostname or parts.username is not None:
+                raise ValueError(
+                    f"{PREFIX}WEBHOOK_URL must be an address like https://example.com/hook, with no name or password in it"
+                )
+        return self
 
     @model_validator(mode="after")
     def _whole_lease(self) -> Self:

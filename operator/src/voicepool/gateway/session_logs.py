@@ -1,6 +1,7 @@
 """The logs of agents, as the kubelet keeps them: each line is read when the one before it has been taken, and none is kept.
 
-The agent itself writes no word of a conversation and no secret, so what its container has written may be shown to whoever may use the pool.
+The host process in the agent leaves words of conversations and secrets out before they are written. What a bot itself prints stands there as it is, and is
+shown to whoever may use the pool.
 """
 
 from __future__ import annotations

@@ -30,6 +30,7 @@ async def gateway(kubeconfig: Path, folder: Path, namespace: str, agent_port: in
             Signer.from_file(folder / "private.pem", utc_now),
             GatewayOptions(default_namespace=namespace, agent_port=agent_port),
             now=utc_now,
+            logs=kube,
             rooms=FakeRooms(),
         ) as services,
     ):

@@ -53,6 +53,7 @@ VARIANTS = [
     CUSTOM_METRICS,
     ACCESS,
     ("tracing.endpoint=https://collector.example.com", "tracing.headersSecret=collector"),
+    ("webhook.url=https://example.com/hook", "webhook.existingSecret=hook", "gateway.webClient=true"),
 ]
 
 Object = dict[str, Any]
@@ -268,6 +269,28 @@ def test_the_gateway_may_review_tokens_only_where_it_takes_them() -> None:
     }
 
 
+def test_webhooks_are_signed_with_the_secret_that_is_named_and_with_none_there_are_none() -> None:
+    values = ("webhook.url=https://example.com/hook", "webhook.existingSecret=hook")
+    objects = _rendered(*values)
+    settings = OperatorSettings.from_environment(_environment(objects, "voicepool-operator"))
+    assert settings.webhook_url == "https://example.com/hook"
+    spec = _of_kind(objects, "Deployment")["voicepool-operator"]["spec"]["template"]["spec"]
+    (volume,) = (one for one in spec["volumes"] if one["name"] == "webhook")
+    assert volume["secret"] == {"secretName": "hook", "items": [{"key": "secret", "path": "secret"}]}
+    (mount,) = (one for one in spec["containers"][0]["volumeMounts"] if one["name"] == "webhook")
+    assert str(settings.webhook_secret_file) == f"{mount['mountPath']}/secret"
+    assert OperatorSettings.from_environment(_environment(_rendered(), "voicepool-operator")).webhook_url is None
+    assert "webhook.existingSecret" in _refusal(values[0])
+
+
+def test_the_web_client_is_served_where_it_is_asked_for() -> None:
+    def settings(*values: str) -> GatewaySettings:
+        return GatewaySettings.from_environment(_environment(_rendered(*values), "voicepool-gateway"))
+
+    assert not settings().web_client
+    assert settings("gateway.webClient=true").web_client
+
+
 def test_the_operator_may_do_what_it_does_and_no_more() -> None:
     assert _rules(_rendered(), "ClusterRole", "voicepool-voicepool-operator") == {
         ("voicepool.dev", "voiceagentpools", ("get", "list", "watch"), ()),
@@ -282,6 +305,7 @@ def test_the_gateway_may_do_what_it_does_and_no_more() -> None:
     assert _rules(_rendered(), "ClusterRole", "voicepool-voicepool-gateway") == {
         ("voicepool.dev", "voiceagentpools", ("get", "list", "watch"), ()),
         ("", "pods", ("get", "list", "watch", "create", "patch", "delete"), ()),
+        ("", "pods/log", ("get",), ()),
     }
 
 
@@ -561,6 +585,7 @@ def test_custom_metrics_are_not_installed_unseen() -> None:
         (("livekit.apikey=x",), "apikey"),
         (("livekit.url=livekit.example.com",), "/livekit/url"),
         (("tracing.endpoint=collector:4317",), "/tracing/endpoint"),
+        (("webhook.url=ftp://example.com",), "/webhook/url"),
         (("image.digest=latest",), "/image/digest"),
         (("gateway.service.type=External",), "/gateway/service/type"),
         (("watchNamespaces={calls,more}",), "/watchNamespaces"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import copy
 import itertools
 from collections import defaultdict
@@ -39,6 +40,46 @@ HASH = "aaaaaaaa"
 T = TypeVar("T")
 
 
+class FakeLog:
+    """The log of one container: what it has written, and whether it has ended."""
+
+    def __init__(self) -> None:
+        self.lines: list[bytes] = []
+        self.asked: list[tuple[str, bool, int | None, str | None]] = []
+        self.readers = 0
+        """Who reads it now."""
+        self.read_lines = 0
+        self.breaks: KubeApiError | None = None
+        self._ended = False
+        self._news = asyncio.Event()
+
+    def write(self, text: str, second: int = 0) -> None:
+        self.lines.append(f"2026-03-01T12:00:{second:02}.000000000Z {text}".encode())
+        self._news.set()
+
+    def end(self) -> None:
+        self._ended = True
+        self._news.set()
+
+    def break_off(self, error: KubeApiError) -> None:
+        self.breaks = error
+        self._news.set()
+
+    async def read(self, follow: bool, tail_lines: int | None) -> AsyncIterator[bytes]:
+        position = 0 if tail_lines is None else max(0, len(self.lines) - tail_lines)
+        while True:
+            while position < len(self.lines):
+                position += 1
+                self.read_lines += 1
+                yield self.lines[position - 1]
+            if self.breaks is not None:
+                raise self.breaks
+            if self._ended or not follow:
+                return
+            self._news.clear()
+            await self._news.wait()
+
+
 class FakeKube:
     """A `KubeApi`: uids, versions, label selectors, watches, preconditions, and JSON patches whose failed test is a 422."""
 
@@ -53,6 +94,8 @@ class FakeKube:
         self.quiet = False
         """Watches say nothing: whoever looks sees what was."""
         self.hold_patch: asyncio.Event | None = None
+        self.logs: defaultdict[str, FakeLog] = defaultdict(FakeLog)
+        """By the pod's name."""
         self._versions = itertools.count(1)
         self._version = 0
         self._uids = itertools.count(1)
@@ -168,6 +211,29 @@ class FakeKube:
             self._record(resource, gone, "DELETED")
 
         await self._call("delete", deleted)
+
+    @contextlib.asynccontextmanager
+    async def pod_log(
+        self,
+        namespace: str,
+        name: str,
+        *,
+        container: str,
+        follow: bool,
+        tail_lines: int | None = None,
+        since: str | None = None,
+        limit_bytes: int | None = None,
+        timeout_seconds: float = 10.0,
+    ) -> AsyncIterator[AsyncIterator[bytes]]:
+        log = self.logs[name]
+        log.asked.append((container, follow, tail_lines, since))
+        if self.before["log"]:
+            raise self.before["log"].pop(0)
+        log.readers += 1
+        try:
+            yield log.read(follow, tail_lines)
+        finally:
+            log.readers -= 1
 
     async def _call(self, verb: str, do: Callable[[], T]) -> T:
         self.requests.append((verb, ""))

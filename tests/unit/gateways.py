@@ -81,6 +81,7 @@ class World:
                 Signer.from_file(self.folder / "private.pem", utc_now),
                 GatewayOptions(**chosen),
                 now=utc_now,
+                logs=self.kube,
                 rooms=self.rooms,
                 tracing=tracing,
             )

@@ -267,22 +267,33 @@ async def test_a_bot_without_an_application_is_served_nothing() -> None:
         assert pipecat_cloud.SYSTEM not in sys.modules
 
 
+@pytest.fixture
+def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a process in which nobody has imported Pipecat Cloud's package."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == pipecat_cloud.PACKAGE]:
+        monkeypatch.delitem(sys.modules, name)
+
+
+@pytest.mark.usefixtures("fresh")
 def test_the_classes_of_pipecat_cloud_can_be_named() -> None:
     finders = sys.meta_path[:]
     pipecat_cloud.install()
+    # Before the finder of what is installed: in an agent's image the package is not.
+    sys.meta_path.insert(0, sys.meta_path.pop())
     try:
         from pipecat.runner.types import DailyRunnerArguments
-        from pipecatcloud.agent import DailySessionArguments  # type: ignore[import-not-found]
+        from pipecatcloud.agent import DailySessionArguments
 
         assert DailySessionArguments is DailyRunnerArguments
         with pytest.raises(ModuleNotFoundError):
-            import pipecatcloud.session  # type: ignore[import-not-found]  # noqa: F401
+            import pipecatcloud.session  # noqa: F401
     finally:
         sys.meta_path[:] = finders
         for name in (pipecat_cloud.AGENT, pipecat_cloud.PACKAGE):
             del sys.modules[name]
 
 
+@pytest.mark.usefixtures("fresh")
 def test_a_package_that_is_installed_goes_before_ours(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     finders = sys.meta_path[:]
     (tmp_path / "pipecatcloud").mkdir()

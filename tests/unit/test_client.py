@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
@@ -9,8 +10,8 @@ import pytest
 from aiohttp import ClientSession, web
 from aiohttp.test_utils import TestServer
 
-from voicepool.kube.api import PODS, Resource, Unreachable, WatchEvent
-from voicepool.kube.client import AiohttpKubeApi
+from voicepool.kube.api import PODS, Forbidden, Resource, Unreachable, WatchEvent
+from voicepool.kube.client import MAX_LOG_LINE_BYTES, AiohttpKubeApi
 from voicepool.kube.convert import AGENT_PODS
 
 POD = {
@@ -103,3 +104,105 @@ async def test_a_bookmark_of_agent_pods_has_its_version() -> None:
 async def test_a_watch_that_tells_nonsense_is_broken(words: bytes) -> None:
     with pytest.raises(Unreachable, match="the watch of pods broke"):
         await watched(AGENT_PODS, words)
+
+
+# -- logs ----------------------------------------------------------------------------------------------------------------------
+
+
+async def log_lines(*chunks: bytes, requests: list[web.Request] | None = None, **wanted: Any) -> list[bytes]:
+    """The lines of a log whose answer arrives in these chunks."""
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        if requests is not None:
+            requests.append(request)
+        response = web.StreamResponse()
+        await response.prepare(request)
+        for chunk in chunks:
+            await response.write(chunk)
+        return response
+
+    async def collect(api: AiohttpKubeApi) -> list[bytes]:
+        async with api.pod_log("calls", "one", container="agent", follow=False, **wanted) as lines:
+            return [line async for line in lines]
+
+    found: list[bytes] = await asked(answer, collect)
+    return found
+
+
+async def test_a_log_is_asked_for_by_container_with_times_and_no_more_than_is_wanted() -> None:
+    requests: list[web.Request] = []
+    assert await log_lines(
+        b"one\ntwo\n", requests=requests, tail_lines=2, limit_bytes=9, since="2026-03-01T12:00:00Z"
+    ) == [
+        b"one",
+        b"two",
+    ]
+    assert requests[0].path == "/api/v1/namespaces/calls/pods/one/log"
+    assert dict(requests[0].query) == {
+        "container": "agent",
+        "timestamps": "true",
+        "tailLines": "2",
+        "limitBytes": "9",
+        "sinceTime": "2026-03-01T12:00:00Z",
+    }
+
+
+async def test_a_log_is_cut_into_lines_however_its_bytes_are_cut() -> None:
+    text = b"one\n\nthree\nlast"
+    for cut in range(1, len(text)):
+        assert await log_lines(text[:cut], text[cut:]) == [b"one", b"", b"three", b"last"]
+
+
+async def test_a_line_without_an_end_is_told_by_its_beginning_and_never_held_as_a_whole() -> None:
+    long = b"x" * (3 * MAX_LOG_LINE_BYTES)
+    lines = await log_lines(b"one\n", long, long, b"\ntwo\n" + long + b"\n")
+    assert lines == [b"one", b"x" * MAX_LOG_LINE_BYTES, b"two", b"x" * MAX_LOG_LINE_BYTES]
+
+
+async def test_a_log_that_is_refused_or_breaks_is_an_error_of_the_api() -> None:
+    async def refuse(request: web.Request) -> web.Response:
+        return web.json_response({"message": "no", "reason": "Forbidden"}, status=403)
+
+    async def break_off(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Length": "100"})
+        await response.prepare(request)
+        await response.write(b"one\n")
+        assert request.transport is not None
+        request.transport.close()
+        return response
+
+    seen: list[bytes] = []
+
+    async def follow(api: AiohttpKubeApi) -> None:
+        async with api.pod_log("calls", "one", container="agent", follow=True) as lines:
+            async for line in lines:
+                seen.append(line)  # noqa: PERF401 -- what came before the error counts
+
+    with pytest.raises(Forbidden):
+        await asked(refuse, follow)
+    with pytest.raises(Unreachable, match="/pods/one/log"):
+        await asked(break_off, follow)
+    assert seen == [b"one"]
+
+
+async def test_leaving_a_followed_log_closes_its_connection() -> None:
+    gone = asyncio.Event()
+
+    async def endless(request: web.Request) -> web.StreamResponse:
+        assert request.query["follow"] == "true"
+        response = web.StreamResponse()
+        await response.prepare(request)
+        await response.write(b"one\n")
+        try:
+            while request.transport is not None and not request.transport.is_closing():  # noqa: ASYNC110 -- it has no event
+                await asyncio.sleep(0.01)
+        finally:
+            gone.set()
+        return response
+
+    async def one_line(api: AiohttpKubeApi) -> None:
+        async with api.pod_log("calls", "one", container="agent", follow=True) as lines:
+            assert await anext(lines) == b"one"
+        await asyncio.wait_for(gone.wait(), 10)
+
+    await asked(endless, one_line)

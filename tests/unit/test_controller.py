@@ -25,6 +25,7 @@ from voicepool.controller import (
     pod_informer,
 )
 from voicepool.disruption import budget
+from voicepool.events import Happening
 from voicepool.kube.api import (
     BUDGETS,
     EVENTS,
@@ -41,6 +42,7 @@ from voicepool.kube.convert import pool_from_json
 from voicepool.metrics import OperatorMetrics
 from voicepool.podspec import PodSettings
 from voicepool.recorder import EventRecorder
+from voicepool.webhooks import Webhooks
 
 KEY = ("calls", "demo")
 
@@ -104,7 +106,7 @@ class Running:
 
 
 @asynccontextmanager
-async def running(server: ApiServer, **settings: Any) -> AsyncIterator[Running]:
+async def running(server: ApiServer, *, webhooks: Webhooks | None = None, **settings: Any) -> AsyncIterator[Running]:
     metrics = OperatorMetrics(CollectorRegistry())
     pods = pod_informer(server, None)
     budgets = budget_informer(server, None)
@@ -117,6 +119,7 @@ async def running(server: ApiServer, **settings: Any) -> AsyncIterator[Running]:
         lambda: server.now,
         ControllerSettings(**{"resync_seconds": 3600, **settings}),
         budgets=budgets,
+        webhooks=webhooks,
     )
     informing = asyncio.create_task(pods.run())
     counting = asyncio.create_task(budgets.run())
@@ -555,6 +558,40 @@ async def test_the_life_of_a_session_is_counted_and_its_loss_is_told(server: Api
         counts = {"started": 2, "hits": 1, "hitPercent": 50, "ended": 1, "dropped": 1, "undelivered": 0}
         times = {"waitedMillisecondsP50": 12, "waitedMillisecondsP99": 1500}
         await until(lambda: it.status().get("sessions") == counts | times)
+
+
+class Told(Webhooks):
+    """Keeps what is told, and sends it nowhere."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, str]] = []
+
+    def tell(self, happening: Happening) -> None:
+        self.told.append((happening.kind, happening.reason))
+
+    async def run(self) -> None:
+        await asyncio.Event().wait()
+
+
+async def test_a_session_is_told_when_it_begins_and_ends_and_again_by_an_operator_that_begins(
+    server: ApiServer,
+) -> None:
+    put_pool(server, replicas=1)
+    told = Told()
+    async with running(server, webhooks=told) as it:
+        await until(lambda: server.names(PODS))
+        (name,) = server.names(PODS)
+        it.become_warm(name)
+        annotations = {"voicepool.dev/bound-at": server.now.isoformat()}
+        server.change(PODS, name, metadata={"labels": {"voicepool.dev/state": "bound"}, "annotations": annotations})
+        await until(lambda: ("session_started", "") in told.told)
+        terminated = {"exitCode": 0, "message": '{"session":"s","reason":"idle"}', "finishedAt": server.now.isoformat()}
+        statuses = [{"name": "agent", "ready": False, "state": {"terminated": terminated}}]
+        server.change(PODS, name, status={"phase": "Succeeded", "containerStatuses": statuses})
+        await until(lambda: ("session_ended", "idle") in told.told)
+    another = Told()
+    async with running(server, webhooks=another):
+        await until(lambda: another.told == [("session_started", ""), ("session_ended", "idle")])
 
 
 async def test_sessions_are_counted_on_from_what_another_operator_wrote(server: ApiServer) -> None:

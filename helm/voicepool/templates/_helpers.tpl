@@ -95,6 +95,9 @@ priorityClassName: {{ . }}
 - apiGroups: [""]
   resources: [pods]
   verbs: [get, list, watch, create, patch, delete]
+- apiGroups: [""]
+  resources: [pods/log]
+  verbs: [get]
 {{- end -}}
 
 {{- /* Secrets that are made once, at the first installation, and found again in the cluster ever after. Kept in .Values.generated, so that all

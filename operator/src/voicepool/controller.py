@@ -69,6 +69,7 @@ from voicepool.queue import KeyedQueue
 from voicepool.reaper import Reaper
 from voicepool.recorder import EventRecorder
 from voicepool.sizing import service_times
+from voicepool.webhooks import Webhooks, recent
 
 logger = logging.getLogger(__name__)
 
@@ -229,6 +230,7 @@ class Controller:
         jitter: source of randomness for the back-off.
         budgets: a running informer from :func:`budget_informer`; without it the pools get no PodDisruptionBudget.
         ask_agent: asks the agent of a pod, None when it cannot be asked; without it a bind that was never delivered is not found.
+        webhooks: tells somebody else of the sessions; None tells nobody.
     """
 
     def __init__(
@@ -246,6 +248,7 @@ class Controller:
         jitter: random.Random | None = None,
         budgets: Informer[BudgetFact] | None = None,
         ask_agent: Callable[[PodFact], Awaitable[AgentStatus | None]] | None = None,
+        webhooks: Webhooks | None = None,
     ) -> None:
         self.queue: KeyedQueue[Key] = KeyedQueue(jitter)
         self.pools_listed = asyncio.Event()
@@ -258,6 +261,7 @@ class Controller:
         self._now = now
         self._settings = settings or ControllerSettings()
         self._recorder = recorder
+        self._webhooks = webhooks
         self._may_write = may_write
         self._asked_for_at: dict[str, float] = {}
         """Pods that are not warm yet, by uid, and when we asked for them."""
@@ -323,6 +327,10 @@ class Controller:
             async with asyncio.TaskGroup() as group:
                 if self._recorder is not None:
                     group.create_task(self._recorder.run())
+                if self._webhooks is not None:
+                    for happening in recent(self._pods, self._now()):
+                        self._webhooks.tell(happening)
+                    group.create_task(self._webhooks.run())
                 if self._budgets is not None:
                     group.create_task(self._when_budgets_are_known(self._budgets))
                 if self._reaper is not None:
@@ -838,6 +846,8 @@ class Controller:
                 self._metrics.start_failures.labels(*pool, happening.reason).inc()
             case Kind.WARM_POD_DIED:
                 self._metrics.warm_deaths.labels(*pool, happening.reason).inc()
+        if self._webhooks is not None:
+            self._webhooks.tell(happening)
         note = note_of(happening)
         fact = self._pools.get(pool)
         if note is not None and fact is not None:

@@ -36,6 +36,7 @@ from voicepool.model import GROUP, PLURAL, VERSION
 from voicepool.podspec import PodSettings
 from voicepool.recorder import EventRecorder
 from voicepool.settings import OperatorSettings, SettingsError
+from voicepool.webhooks import Webhooks, make_webhook_session, secrets_of
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +61,19 @@ def read_public_key(path: Path) -> str:
     if not isinstance(key, Ed25519PublicKey):
         raise SettingsError(f"VOICEPOOL_ASSIGNMENT_PUBLIC_KEY_FILE: {path} does not hold an Ed25519 key")
     return key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
+
+
+def check_webhook_secret(path: Path | None) -> None:
+    """Look now at what is needed when the first session begins.
+
+    Raises:
+        SettingsError: the file holds no secret that can sign.
+    """
+    try:
+        if path is not None:
+            secrets_of(path.read_text())
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"VOICEPOOL_WEBHOOK_SECRET_FILE: {path} cannot be used: {error}") from None
 
 
 class Operator:
@@ -139,6 +153,7 @@ class Operator:
         )
         self._budgets = budget_informer(self._api, settings.namespace)
         self._agents = make_agent_session()
+        self._receiver = make_webhook_session()
         self._controller = Controller(
             self._api,
             self._pods,
@@ -164,6 +179,7 @@ class Operator:
             ask_agent=lambda pod: ask(
                 self._agents, pod, timeout_seconds=AGENT_TIMEOUT_SECONDS, connect_seconds=AGENT_TIMEOUT_SECONDS
             ),
+            webhooks=self._make_webhooks(),
         )
         self._election = self._make_election()
         self._web = web.AppRunner(self._application(), access_log=None, shutdown_timeout=1)
@@ -183,6 +199,18 @@ class Operator:
             task.add_done_callback(self._ended)
             self._tasks.append(task)
         logger.info("operator started", extra={"server": self._connection.server, "port": port})
+
+    def _make_webhooks(self) -> Webhooks | None:
+        settings = self._settings
+        if settings.webhook_url is None or settings.webhook_secret_file is None:
+            return None
+        return Webhooks(
+            self._receiver,
+            settings.webhook_url,
+            settings.webhook_secret_file,
+            self._api.clock.now,
+            on_told=lambda outcome: self.metrics.webhooks.labels(outcome).inc(),
+        )
 
     def _make_election(self) -> Election | None:
         settings = self._settings
@@ -220,6 +248,7 @@ class Operator:
         await self._web.cleanup()
         await self._api.close()
         await self._agents.close()
+        await self._receiver.close()
         if self._lease_api is not None:
             await self._lease_api.close()
         logger.info("operator stopped")
@@ -307,4 +336,5 @@ async def run_operator(settings: OperatorSettings) -> None:
         ConnectionSettingsError: there is no API server to be found.
     """
     pod_settings = PodSettings(assignment_public_key=read_public_key(settings.assignment_public_key_file))
+    check_webhook_secret(settings.webhook_secret_file)
     await Operator(settings, load_connection(settings.kubeconfig, settings.kube_context), pod_settings).run()

@@ -129,6 +129,12 @@ class OperatorMetrics:
         self.events = Counter(
             "voicepool_events", "Events on pools: written, failed, or dropped.", ("outcome",), registry=registry
         )
+        self.webhooks = Counter(
+            "voicepool_webhooks",
+            "Webhooks of sessions: taken by the receiver (ok), given up (failed), or not tried since too many waited (dropped).",
+            ("outcome",),
+            registry=registry,
+        )
         self.leading = Gauge(
             "voicepool_leading", "1 in the operator that works, 0 in one that stands by.", registry=registry
         )

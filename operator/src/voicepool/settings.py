@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -107,6 +108,24 @@ class OperatorSettings(Settings):
     lease_identity: str | None = None
     """This process's name in the Lease, different from every other's. Default: the host's name and something random."""
 
+    webhook_url: str | None = None
+    """Where the beginning and the end of each session are told, by signed POST. Must be set with the secret's file. Default: nowhere."""
+    webhook_secret_file: Path | None = None
+    """A file with the secret that signs them: ``whsec_`` and base64 of 24 to 64 bytes; several, one a line, all sign. Must be set with the address."""
+
+    @model_validator(mode="after")
+    def _whole_webhook(self) -> Self:
+        if (self.webhook_url is None) != (self.webhook_secret_file is None):
+            missing = "WEBHOOK_SECRET_FILE" if self.webhook_secret_file is None else "WEBHOOK_URL"
+            raise ValueError(f"{PREFIX}{missing} must be set, since the other one of the two is")
+        if self.webhook_url is not None:
+            parts = urlsplit(self.webhook_url)
+            if parts.scheme not in ("http", "https") or not parts.hostname or parts.username is not None:
+                raise ValueError(
+                    f"{PREFIX}WEBHOOK_URL must be an address like https://example.com/hook, with no name or password in it"
+                )
+        return self
+
     @model_validator(mode="after")
     def _whole_lease(self) -> Self:
         if (self.lease_name is None) != (self.lease_namespace is None):
@@ -130,6 +149,8 @@ class GatewaySettings(Settings):
     """The pool of a caller who names none. Default: the only pool that the caller may use."""
     health_is_public: bool = True
     """Whether ``/api/health``, which tells counts only, needs no API key."""
+    web_client: bool = False
+    """Whether Pipecat's prebuilt web client is served at ``/client/``, to talk to an agent from a browser. The browser asks for an API key."""
     listen_host: str = "0.0.0.0"  # noqa: S104 - callers come from outside of the pod
     """Address of the session API."""
     listen_port: Annotated[int, Field(ge=0, le=65535)] = 8080

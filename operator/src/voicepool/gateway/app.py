@@ -6,7 +6,16 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from voicepool import __version__
-from voicepool.gateway import bot_routes, errors, routes
+from voicepool.gateway import (
+    bot_routes,
+    errors,
+    first_system_routes,
+    pipecat_cloud_routes,
+    routes,
+    session_routes,
+    stream_routes,
+    web_client,
+)
 from voicepool.gateway.limits import BodyLimit
 from voicepool.gateway.services import Services
 
@@ -22,11 +31,17 @@ def create_app(services: Services) -> FastAPI:
     app.state.services = services
     errors.install(app)
     app.include_router(routes.router)
+    app.include_router(session_routes.router)
+    app.include_router(stream_routes.router)
+    app.include_router(first_system_routes.router)
+    app.include_router(pipecat_cloud_routes.router)
     app.include_router(bot_routes.router)
     app.include_router(routes.probes)
     app.add_middleware(
         BodyLimit, max_bytes=services.options.max_body_bytes, timeout_seconds=services.options.body_timeout_seconds
     )
+    if services.options.web_client:
+        web_client.mount(app)
     if services.options.cors_allow_origins:
         # Outermost, so that a page can read every answer, a 413 too. Never with credentials: a key or token is sent by the page, not by the browser.
         app.add_middleware(

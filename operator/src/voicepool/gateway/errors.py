@@ -18,6 +18,7 @@ GatewayError
 +-- RateLimited          429 RATE_LIMITED
 +-- QuotaExceeded        429 QUOTA_EXCEEDED
 +-- PoolAtCapacity       429 POOL_AT_CAPACITY
++-- TooManyStreams       429 TOO_MANY_STREAMS
 +-- NoWarmAgent          503 (429 where the pool rejects) NO_WARM_AGENT
 +-- AgentsRefused        503 AGENTS_REFUSED
 +-- AgentUnreachable     503 AGENT_UNREACHABLE
@@ -156,6 +157,12 @@ class PoolAtCapacity(GatewayError):
     """The pool has ``maxPods`` live pods and all of them are taken."""
 
     status, code, error = 429, "POOL_AT_CAPACITY", "Pool at capacity"
+
+
+class TooManyStreams(GatewayError):
+    """The gateway has as many open streams as it takes."""
+
+    status, code, error = 429, "TOO_MANY_STREAMS", "Too many streams"
 
 
 class NoWarmAgent(GatewayError):

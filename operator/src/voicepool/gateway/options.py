@@ -47,4 +47,22 @@ class GatewayOptions:
     """How long a bot's own route may be silent, before its answer and in it."""
     peer_timeout_seconds: float = 1.0
     """One question to another gateway about its waiting callers."""
+    web_client: bool = False
+    """Whether Pipecat's prebuilt web client is served at ``/client/``."""
+    max_streams: int = 64
+    """Logs and events that are followed at the same time."""
+    heartbeat_seconds: float = 15.0
+    """Proxies close what is silent for longer, most of them after 60 s."""
+    stream_stalled_seconds: float = 60.0
+    """How long the client of a stream may read nothing."""
+    log_timeout_seconds: float = 10.0
+    """Until the API server begins to answer with a log."""
+    max_log_bytes: int = 4 * 1024 * 1024
+    """Of one answer with a log that is not followed."""
+    log_settle_seconds: float = 5.0
+    """A log that is followed ends by itself with its container; this long after the end of the session it is ended."""
+    state_interval_seconds: float = 3.0
+    """Between two questions to an agent whose session is followed, once it has joined."""
+    state_wait_seconds: float = 20.0
+    """One question to it that waits until it has joined."""
     agent_port: int = AGENT_PORT

@@ -3,23 +3,48 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from voicepool.agents import AgentStatus
 from voicepool.binding import is_candidate, timestamp
-from voicepool.events import Happening, Kind, end_of_session
+from voicepool.events import OTHER, Happening, Kind, end_of_session
 from voicepool.gateway.view import ClusterView, PoolKey, is_live
 from voicepool.model import BindState, PodFact
 
 
 def session_state(pod: PodFact, status: AgentStatus | None = None) -> str:
     """bound, accepted, joined, ending or ended: what the pod shows, or what its agent says of itself where that is known."""
-    if not is_live(pod):
+    if pod.finished:
         return "ended"
     if status is not None and status.session_id == pod.session and status.state in ("accepted", "joined", "ending"):
         return status.state
     return "ending" if pod.deleting else "bound"
+
+
+_END_STATES: Mapping[str, str] = {
+    "cancelled": "terminated",
+    "drained": "terminated",
+    "replaced": "terminated",
+    "not-joined": "agent_start_timeout",
+    "bot-failed": "agent_error",
+    "provider-failed": "agent_error",
+    "livekit-lost": "agent_error",
+    "stuck": "agent_error",
+    OTHER: "unknown",
+}
+"""From the reasons in an agent's summary to Pipecat Cloud's words; whatever is not here is an ordinary end."""
+
+
+def end_state(pod: PodFact) -> str:
+    """``active``, or how the session ended, in the words of Pipecat Cloud's client.
+
+    ``completed``, ``terminated``, ``agent_start_timeout``, ``agent_error`` or ``unknown``.
+    """
+    if not pod.finished:
+        return "active"
+    end = end_of_session(pod)
+    return "agent_error" if end.kind is Kind.SESSION_DROPPED else _END_STATES.get(end.reason, "completed")
 
 
 def session_record(pod: PodFact, status: AgentStatus | None = None) -> dict[str, Any]:
@@ -36,6 +61,9 @@ def session_record(pod: PodFact, status: AgentStatus | None = None) -> dict[str,
         "createdAt": timestamp(pod.bound_at) if pod.bound_at else None,
         "endedAt": timestamp(pod.finished_at) if pod.finished_at else None,
         "coldStart": pod.cold_start is not None,
+        "botStartSeconds": pod.waited_seconds,
+        "deploymentId": pod.template_hash,
+        "endState": end_state(pod),
         "completionStatus": _completion(pod, end) if state == "ended" else None,
         "reason": end.reason if end else None,
         "agent": {"pod": pod.name, "node": pod.node, "template": pod.template_hash},

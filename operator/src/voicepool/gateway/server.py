@@ -22,6 +22,7 @@ from voicepool.gateway.allocator import Allocator
 from voicepool.gateway.app import create_app
 from voicepool.gateway.assignments import Signer
 from voicepool.gateway.auth import ApiKeys
+from voicepool.gateway.changes import Changes
 from voicepool.gateway.custom_metrics import CustomMetrics
 from voicepool.gateway.delivery import Courier
 from voicepool.gateway.failures import Failures
@@ -34,11 +35,13 @@ from voicepool.gateway.peers import Peers
 from voicepool.gateway.quota import Quota
 from voicepool.gateway.route_proxy import RouteProxy, make_route_session
 from voicepool.gateway.services import Services
+from voicepool.gateway.session_logs import SessionLogs
 from voicepool.gateway.sessions import Sessions
+from voicepool.gateway.streams import Streams
 from voicepool.gateway.token_review import TokenReviews
 from voicepool.gateway.tracing import Tracing, make_tracing
 from voicepool.gateway.view import ClusterView
-from voicepool.kube.api import POOLS, Json, KubeApi
+from voicepool.kube.api import POOLS, Json, KubeApi, LogApi
 from voicepool.kube.client import AiohttpKubeApi, load_connection
 from voicepool.kube.clock import ServerClock
 from voicepool.kube.convert import AGENT_PODS, pod_from_json, pool_from_json
@@ -74,7 +77,9 @@ async def run_gateway(settings: GatewaySettings) -> None:
             request_timeout_seconds=settings.request_timeout_seconds,
             connections=_CONNECTIONS,
         ) as kube,
-        running(kube, settings, signer, _options(settings), now=clock.now) as services,
+        # A log that is followed takes its connection for as long as the session lasts.
+        AiohttpKubeApi.connect(connection, clock=clock, connections=0) as logs,
+        running(kube, settings, signer, _options(settings), now=clock.now, logs=logs) as services,
         _custom_metrics(kube, settings, services),
     ):
         server = _Server(http_config(services, settings))
@@ -143,6 +148,7 @@ def _options(settings: GatewaySettings) -> GatewayOptions:
         default_pool=settings.default_pool,
         health_is_public=settings.health_is_public,
         cors_allow_origins=settings.cors_allow_origins,
+        web_client=settings.web_client,
     )
 
 
@@ -154,6 +160,7 @@ async def running(
     options: GatewayOptions,
     *,
     now: Callable[[], datetime],
+    logs: LogApi,
     rooms: Rooms | None = None,
     tracing: Tracing | None = None,
 ) -> AsyncIterator[Services]:
@@ -168,6 +175,8 @@ async def running(
     pods: Informer[PodFact] = Informer(kube, AGENT_PODS, settings.namespace, LABEL_POOL, pod_from_json)
     pools.handlers.append(_pool_handler(view))
     pods.handlers.append(_pod_handler(view))
+    changes = Changes()
+    pods.handlers.append(changes.pod_changed)
     # Each pod is bound once: a kept connection would only be in the way.
     agents = make_agent_session()
     livekit = aiohttp.ClientSession(
@@ -228,6 +237,9 @@ async def running(
                     monotonic=loop.time,
                 ),
                 route_proxy=RouteProxy(bots, signer, options, metrics, now),
+                logs=SessionLogs(logs, options),
+                changes=changes,
+                streams=Streams(options),
                 metrics=metrics,
                 tracing=tracing,
                 options=options,

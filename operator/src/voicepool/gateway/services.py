@@ -7,11 +7,14 @@ from dataclasses import dataclass
 
 from voicepool.gateway.access import Access
 from voicepool.gateway.advice import Advisor
+from voicepool.gateway.changes import Changes
 from voicepool.gateway.metrics import GatewayMetrics
 from voicepool.gateway.options import GatewayOptions
 from voicepool.gateway.quota import Quota
 from voicepool.gateway.route_proxy import RouteProxy
+from voicepool.gateway.session_logs import SessionLogs
 from voicepool.gateway.sessions import Sessions
+from voicepool.gateway.streams import Streams
 from voicepool.gateway.tracing import Tracing
 from voicepool.gateway.view import ClusterView
 
@@ -26,6 +29,9 @@ class Services:
     access: Access
     quota: Quota
     route_proxy: RouteProxy
+    logs: SessionLogs
+    changes: Changes
+    streams: Streams
     metrics: GatewayMetrics
     tracing: Tracing
     options: GatewayOptions

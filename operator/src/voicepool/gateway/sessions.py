@@ -482,6 +482,12 @@ class Sessions:
         """What the agent of a pod says about itself; None when it cannot be asked."""
         return await self._courier.status(pod) if pod.pod_ip else None
 
+    async def joined_status(self, pod: PodFact, seconds: float) -> AgentStatus | None:
+        """As `status`, but wait for so many seconds until the agent has joined or is ending."""
+        if not seconds or not pod.pod_ip:
+            return await self.status(pod)
+        return await self._courier.wait_joined(pod, seconds)
+
     async def end(self, pod: PodFact, session_id: str, mode: Literal["drain", "cancel"]) -> None:
         """End a session that runs.
 

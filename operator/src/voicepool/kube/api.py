@@ -18,6 +18,7 @@ KubeApiError
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -176,6 +177,36 @@ class KubeApi(Protocol):
         grace_period_seconds: int | None = None,
     ) -> None:
         """Delete that very object in that very version. There is no delete without preconditions."""
+        ...
+
+
+class LogApi(Protocol):
+    """What is asked for the logs of containers; apart from :class:`KubeApi`, as most have no use for it."""
+
+    def pod_log(
+        self,
+        namespace: str,
+        name: str,
+        *,
+        container: str,
+        follow: bool,
+        tail_lines: int | None = None,
+        since: str | None = None,
+        limit_bytes: int | None = None,
+        timeout_seconds: float = 10.0,
+    ) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
+        """The lines of a container's log, each with its time before it; raises :class:`KubeApiError` on entering and while reading.
+
+        Args:
+            namespace: of the pod.
+            name: of the pod.
+            container: of the pod.
+            follow: go on with what is written later, until the container ends.
+            tail_lines: only so many of the lines that there are.
+            since: only lines from this RFC 3339 time on, to the second.
+            limit_bytes: the end of it after so many.
+            timeout_seconds: until the answer begins; also for each further part, where it is not followed.
+        """
         ...
 
 

@@ -8,6 +8,8 @@ Credentials come from the official client's configuration loading and are asked 
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
 import ssl
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -20,6 +22,7 @@ import aiohttp
 import msgspec
 
 from voicepool.kube.api import (
+    PODS,
     AlreadyExists,
     Conflict,
     Forbidden,
@@ -43,6 +46,7 @@ DEFAULT_REQUEST_TIMEOUT_SECONDS = 30.0
 DEFAULT_SILENCE_SECONDS = 90.0
 """The API server sends a bookmark about once a minute; a watch that has been silent for longer is dead, whatever its socket says."""
 DEFAULT_CONNECTIONS = 64
+MAX_LOG_LINE_BYTES = 64 * 1024
 
 
 T = TypeVar("T")
@@ -324,6 +328,47 @@ class AiohttpKubeApi:
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
             raise Unreachable(f"the watch of {resource.plural} broke: {_words(error)}") from error
 
+    @contextlib.asynccontextmanager
+    async def pod_log(
+        self,
+        namespace: str,
+        name: str,
+        *,
+        container: str,
+        follow: bool,
+        tail_lines: int | None = None,
+        since: str | None = None,
+        limit_bytes: int | None = None,
+        timeout_seconds: float = 10.0,
+    ) -> AsyncIterator[AsyncIterator[bytes]]:
+        """The lines of a container's log, each with its time before it, cut at :data:`MAX_LOG_LINE_BYTES`. Leaving the context stops the reading.
+
+        Raises:
+            KubeApiError: there is no log to be had; while reading, that it broke.
+        """
+        query = {"container": container, "timestamps": "true"}
+        if follow:
+            query["follow"] = "true"
+        for key, value in {"tailLines": tail_lines, "sinceTime": since, "limitBytes": limit_bytes}.items():
+            if value is not None:
+                query[key] = str(value)
+        path = PODS.path(namespace, name, "log")
+        # An agent may say nothing for as long as it likes, so only the first answer has a limit where it is followed.
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=None if follow else timeout_seconds)
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                response = await self._session.get(
+                    path, params=query, timeout=timeout, headers={"Accept": "application/json, */*"}
+                )
+                if response.status >= 400:
+                    raise await _error_of(response)
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise Unreachable(f"GET {path}: {_words(error)}") from error
+        try:
+            yield _log_lines(response, path)
+        finally:
+            response.close()
+
     async def create(
         self, resource: Resource, namespace: str, body: Mapping[str, Any], *, dry_run: bool = False
     ) -> Json:
@@ -408,6 +453,26 @@ async def _error_of(response: aiohttp.ClientResponse) -> KubeApiError:
     except ValueError:
         body = {"message": text.decode(errors="replace").strip()[:500]}
     return error_for(response.status, body if isinstance(body, dict) else {}, response.headers.get("Retry-After"))
+
+
+async def _log_lines(response: aiohttp.ClientResponse, path: str) -> AsyncIterator[bytes]:
+    rest, cut = b"", False
+    try:
+        async for chunk in response.content.iter_any():
+            *lines, rest = (rest + chunk).split(b"\n")
+            for line in lines:
+                if not cut:
+                    yield line[:MAX_LOG_LINE_BYTES]
+                cut = False
+            if len(rest) > MAX_LOG_LINE_BYTES:
+                # Told now, so that a line without an end is never held as a whole; its end is left out.
+                if not cut:
+                    yield rest[:MAX_LOG_LINE_BYTES]
+                rest, cut = b"", True
+    except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        raise Unreachable(f"GET {path}: {_words(error)}") from error
+    if rest and not cut:
+        yield rest
 
 
 def _words(error: BaseException) -> str:

@@ -1,0 +1,63 @@
+"""The routes of the first system, in its shapes, so that a frontend of its goes on working."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Header, Request, Response
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel
+
+from voicepool.gateway import routes
+from voicepool.gateway.errors import BadRequest
+from voicepool.gateway.routes import Authenticated, Injected
+from voicepool.gateway.session_routes import carrier_among
+from voicepool.gateway.starting import StartBody
+from voicepool.gateway.stream_routes import Follow, LastEventId, Tail, followed_log
+
+router = APIRouter(prefix="/api/session", tags=["the first system's routes"])
+
+
+class FirstSystemStart(BaseModel):
+    """Where the caller finds its agent."""
+
+    success: bool = True
+    sessionId: str  # noqa: N815 -- the wire's spelling
+    url: str
+    token: str
+    roomName: str  # noqa: N815 -- the wire's spelling
+
+
+@router.post("/start")
+async def start(
+    request: Request,
+    services: Injected,
+    caller: Authenticated,
+    body: StartBody | None = None,
+    idempotency_key: Annotated[str | None, Header(max_length=255)] = None,
+) -> FirstSystemStart:
+    """Start a session with a warm agent, as `POST /start` does."""
+    started = await routes.start(request, services, caller, body, idempotency_key=idempotency_key)
+    return FirstSystemStart(
+        sessionId=started.sessionId, url=started.url, token=started.token, roomName=started.roomName
+    )
+
+
+@router.get("/{session_id}/logs")
+async def session_logs(
+    services: Injected,
+    caller: Authenticated,
+    session_id: str,
+    follow: Follow = False,
+    tail: Tail = 100,
+    last_event_id: LastEventId = None,
+) -> Response:
+    """What a session's agent has written, in whichever pool of the caller's it is."""
+    keys = await caller.usable(services.view.pools)
+    pods = await carrier_among(services, keys, session_id)
+    if len({(pod.namespace, pod.pool) for pod in pods}) > 1:
+        raise BadRequest(f"Several pools have a session {session_id}; name one: /v1/agents/<pool>/sessions/...")
+    if follow:
+        return await followed_log(services, pods[0], tail, last_event_id)
+    lines = await services.logs.tail(pods[0], tail)
+    return JSONResponse({"success": True, "sessionId": session_id, "logs": [line.log for line in lines]})

@@ -1,0 +1,169 @@
+"""What can be asked of the sessions of a pool, and the end of one: list, one, end."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Query
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+
+from voicepool.gateway import records
+from voicepool.gateway.errors import NotSynced, SessionNotFound
+from voicepool.gateway.listing import Filter, State, page_of
+from voicepool.gateway.routes import Authenticated, Injected, known_pool
+from voicepool.gateway.services import Services
+from voicepool.gateway.starting import SESSION_ID_PATTERN
+from voicepool.gateway.view import PoolKey, is_live
+from voicepool.model import PodFact
+
+router = APIRouter(tags=["sessions"])
+
+
+class ListQuery(BaseModel):
+    """Which sessions, and which page of them. Misspelt names are refused, or a filter would silently let everything through."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    state: State | None = None
+    """``active`` is every state but ``ended``."""
+    endState: Annotated[str | None, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")] = None  # noqa: N815 -- the wire's spelling
+    """How it ended, in the words of Pipecat Cloud's client."""
+    createdAfter: AwareDatetime | None = None  # noqa: N815 -- the wire's spelling
+    createdBefore: AwareDatetime | None = None  # noqa: N815 -- the wire's spelling
+    deploymentId: Annotated[str | None, Field(max_length=63)] = None  # noqa: N815 -- the wire's spelling
+    """The hash of the pool's template from which the agent was made."""
+    limit: Annotated[int, Field(ge=1, le=1000)] = 100
+    offset: Annotated[int, Field(ge=0)] = 0
+    """How many to leave out. Pages by ``cursor`` stay the same while sessions begin, those by ``offset`` do not."""
+    cursor: Annotated[str | None, Field(max_length=255)] = None
+    """``nextCursor`` of the page before."""
+
+
+Wanted = Annotated[ListQuery, Query()]
+
+
+class SessionList(BaseModel):
+    """A page of the sessions of a pool."""
+
+    total_count: int
+    """On all pages."""
+    sessions: list[dict[str, Any]]
+    nextCursor: str | None  # noqa: N815 -- the wire's spelling
+    """Leads to the next page; null on the last one."""
+
+
+class Terminated(BaseModel):
+    """A session that ends or has ended."""
+
+    status: Literal["terminated", "draining"]
+    session_id: str
+
+
+@router.get("/v1/agents/{pool}/sessions")
+async def list_sessions(services: Injected, caller: Authenticated, pool: str, wanted: Wanted) -> SessionList:
+    """The sessions of a pool that run, and those that ended and are still kept; the newest first."""
+    return sessions_of(services, await known_pool(services, caller, pool), wanted)
+
+
+@router.get("/v1/agents/{pool}/sessions/{session_id}")
+async def get_session(services: Injected, caller: Authenticated, pool: str, session_id: str) -> dict[str, Any]:
+    """One session: what its pod shows and what its agent says; of one that has ended, its agent's summary."""
+    return await record_of(services, await known_pool(services, caller, pool), session_id)
+
+
+@router.delete("/v1/agents/{pool}/sessions/{session_id}")
+async def end_session(
+    services: Injected,
+    caller: Authenticated,
+    pool: str,
+    session_id: str,
+    mode: Annotated[Literal["drain", "cancel"], Query()] = "cancel",
+) -> Terminated:
+    """End a session: `drain` lets the agent say goodbye, `cancel` ends it now."""
+    return await end(services, await known_pool(services, caller, pool), session_id, mode)
+
+
+def sessions_of(services: Services, key: PoolKey, wanted: ListQuery) -> SessionList:
+    """A page of the sessions of a pool.
+
+    Raises:
+        NotSynced: they are not known yet.
+        BadRequest: the cursor is none of ours.
+    """
+    if not services.synced():
+        raise NotSynced("The gateway has just started and does not know the cluster yet.", retry_after_seconds=1)
+    page = page_of(
+        services.view.pods(key),
+        Filter(
+            state=wanted.state,
+            end_state=wanted.endState,
+            created_after=wanted.createdAfter,
+            created_before=wanted.createdBefore,
+            template=wanted.deploymentId,
+        ),
+        limit=wanted.limit,
+        offset=wanted.offset,
+        cursor=wanted.cursor,
+    )
+    sessions = [records.session_record(pod) for pod in page.pods]
+    return SessionList(total_count=page.total, sessions=sessions, nextCursor=page.cursor)
+
+
+async def record_of(services: Services, key: PoolKey, session_id: str) -> dict[str, Any]:
+    """One session of a pool.
+
+    Raises:
+        SessionNotFound: no pod carries it.
+    """
+    pod = await carrier(services, key, session_id)
+    status = await services.sessions.status(pod) if is_live(pod) else None
+    return records.session_record(pod, status)
+
+
+async def end(
+    services: Services, key: PoolKey, session_id: str, mode: Literal["drain", "cancel"] = "cancel"
+) -> Terminated:
+    """End a session of a pool.
+
+    Raises:
+        SessionNotFound: no pod carries it.
+        AgentUnreachable: it could not be ended.
+    """
+    pod = await carrier(services, key, session_id)
+    if is_live(pod):
+        await services.sessions.end(pod, session_id, mode)
+    draining = is_live(pod) and mode == "drain"
+    return Terminated(status="draining" if draining else "terminated", session_id=session_id)
+
+
+async def carrier(services: Services, key: PoolKey, session_id: str) -> PodFact:
+    """The pod of a session; a live one before an ended one.
+
+    Raises:
+        SessionNotFound: no pod carries it.
+        ClusterUnavailable: the API server does not say.
+    """
+    return (await carrier_among(services, [key], session_id))[0]
+
+
+async def carrier_among(services: Services, keys: Collection[PoolKey], session_id: str) -> list[PodFact]:
+    """The pods that carry a session in some pools; live ones before ended ones, and at least one.
+
+    Raises:
+        SessionNotFound: no pod carries it.
+        ClusterUnavailable: the API server does not say.
+    """
+    if not re.match(SESSION_ID_PATTERN, session_id):
+        raise SessionNotFound(f"There is no session {session_id[:64]!r}.")
+    pods: list[PodFact] = []
+    for namespace in sorted({namespace for namespace, _ in keys}):
+        carriers = await services.sessions.carriers(namespace, session_id)
+        pods += [pod for pod in carriers if (pod.namespace, pod.pool) in keys]
+    if not pods:
+        where = "the pool " + "/".join(*keys) if len(keys) == 1 else "the pools that you may use"
+        raise SessionNotFound(
+            f"There is no session {session_id} in {where}, or it ended longer ago than the pool keeps it."
+        )
+    return sorted(pods, key=lambda pod: (not is_live(pod), pod.deleting, pod.name))

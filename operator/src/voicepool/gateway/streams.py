@@ -1,0 +1,113 @@
+"""Streams of server-sent events that stay open for as long as there is news.
+
+Invariants: nothing is kept for a client that reads slowly: the source is asked for the next event when the last one has gone out, and a client that takes
+nothing for :attr:`~voicepool.gateway.options.GatewayOptions.stream_stalled_seconds` loses its stream; a client that hangs up ends the source at once; one
+gateway has a limited number of streams, so that they can never take what starts need.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import AsyncExitStack
+from typing import Any
+
+from fastapi.sse import EventSourceResponse, format_sse_event
+from starlette.types import Message, Receive, Scope, Send
+
+from voicepool.gateway.errors import TooManyStreams
+from voicepool.gateway.options import GatewayOptions
+
+log = logging.getLogger("voicepool.gateway")
+
+HEARTBEAT = format_sse_event(comment="")
+"""A comment: clients do not see it, and what lies between sees that the stream lives."""
+
+
+def event(name: str, data: Mapping[str, Any], id: str | None = None) -> bytes:
+    """One event with JSON in it."""
+    return format_sse_event(event=name, data_str=json.dumps(data, separators=(",", ":")), id=id)
+
+
+class Streams:
+    """The open streams of one gateway.
+
+    Args:
+        options: how many, how often they show that they live, how long a client may read nothing.
+    """
+
+    def __init__(self, options: GatewayOptions) -> None:
+        self._options = options
+        self._open = 0
+
+    def enter(self, stack: AsyncExitStack) -> None:
+        """Take a place for one more stream; it is given back when the stack is closed.
+
+        Raises:
+            TooManyStreams: there is none.
+        """
+        if self._open >= self._options.max_streams:
+            raise TooManyStreams(
+                f"This gateway has {self._options.max_streams} open streams and takes no more; close one, or ask again later.",
+                retry_after_seconds=5,
+            )
+        self._open += 1
+        stack.callback(self._leave)
+
+    def response(self, events: AsyncGenerator[bytes], stack: AsyncExitStack) -> EventStream:
+        """An answer that sends the events as they come; at its end, whatever that is, the source and the stack are closed."""
+        return EventStream(events, stack, self._options)
+
+    def _leave(self) -> None:
+        self._open -= 1
+
+
+class EventStream(EventSourceResponse):
+    """See :meth:`Streams.response`."""
+
+    def __init__(self, events: AsyncGenerator[bytes], stack: AsyncExitStack, options: GatewayOptions) -> None:
+        self._source = with_heartbeats(events, options.heartbeat_seconds)
+        self._stack = stack
+        self._stalled_seconds = options.stream_stalled_seconds
+        # The second header is nginx's: what it buffers comes late.
+        super().__init__(self._source, headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send until one of the two sides ends it."""
+
+        async def send_in_time(message: Message) -> None:
+            async with asyncio.timeout(self._stalled_seconds):
+                await send(message)
+
+        try:
+            await super().__call__(scope, receive, send_in_time)
+        except TimeoutError:
+            log.info("a client has stopped reading its stream, which is closed", extra={"path": scope["path"]})
+        finally:
+            await self._source.aclose()
+            await self._stack.aclose()
+
+
+async def with_heartbeats(events: AsyncGenerator[bytes], seconds: float) -> AsyncGenerator[bytes]:
+    """The events, and a comment whenever nothing came for so long."""
+    waiting: asyncio.Future[bytes] | None = None
+    try:
+        while True:
+            waiting = waiting or asyncio.ensure_future(anext(events))
+            done, _ = await asyncio.wait({waiting}, timeout=seconds)
+            if not done:
+                yield HEARTBEAT
+                continue
+            try:
+                part = waiting.result()
+            except StopAsyncIteration:
+                return
+            waiting = None
+            yield part
+    finally:
+        if waiting is not None:
+            waiting.cancel()
+            await asyncio.wait({waiting})
+        await events.aclose()

@@ -15,7 +15,8 @@ GatewayError
 +-- BodyTimeout          408 BODY_TIMEOUT
 +-- BodyTooLarge         413 BODY_TOO_LARGE
 +-- PoolAtCapacity       429 POOL_AT_CAPACITY
-+-- NoWarmAgent          503 (429 where the pool rejects) NO_WARM_AGENT
++-- QueueFull            429 QUEUE_FULL
++-- NoWarmAgent          503 (429 where no pool queues) NO_WARM_AGENT
 +-- AgentsRefused        503 AGENTS_REFUSED
 +-- AgentUnreachable     503 AGENT_UNREACHABLE
 +-- ClusterUnavailable   503 CLUSTER_UNAVAILABLE
@@ -131,9 +132,15 @@ class BodyTooLarge(GatewayError):
 
 
 class PoolAtCapacity(GatewayError):
-    """The pool has ``maxPods`` live pods and all of them are taken."""
+    """Each pool that was named has ``maxPods`` live pods, and all of them are taken."""
 
     status, code, error = 429, "POOL_AT_CAPACITY", "Pool at capacity"
+
+
+class QueueFull(GatewayError):
+    """As many callers wait for the pool as may wait in one gateway."""
+
+    status, code, error = 429, "QUEUE_FULL", "Too many callers wait"
 
 
 class NoWarmAgent(GatewayError):

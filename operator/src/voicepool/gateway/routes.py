@@ -15,7 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from voicepool.gateway import advice, records
 from voicepool.gateway.auth import ANONYMOUS, Caller
-from voicepool.gateway.errors import BadRequest, NotSynced, PoolNotFound, SessionNotFound
+from voicepool.gateway.choice import Choice, Chooser
+from voicepool.gateway.errors import BadRequest, NotSynced, SessionNotFound
+from voicepool.gateway.label_selector import Selector
 from voicepool.gateway.livekit import caller_token
 from voicepool.gateway.requests import StartRequest
 from voicepool.gateway.services import Services
@@ -27,8 +29,6 @@ T = TypeVar("T")
 
 SESSION_ID_PATTERN = r"^[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?$"
 """What Kubernetes takes as the value of a label."""
-_KEYED_SESSIONS = uuid.UUID("6b0f4c0a-9d3d-5c6a-8f5b-0c6d3d1f5a11")
-"""Namespace of the session ids that are derived from an Idempotency-Key; any constant would do."""
 _WAIT = re.compile(r"(?:^|[,;\s])wait\s*=\s*(\d{1,4})(?:$|[,;\s])")
 
 probes = APIRouter(tags=["operation"])
@@ -45,6 +45,12 @@ class StartBody(BaseModel):
 
     pool: str | None = Field(None, max_length=317)
     """The pool, as `name` or `namespace.name`."""
+    pools: list[Annotated[str, Field(min_length=1, max_length=317)]] | None = Field(None, min_length=1, max_length=10)
+    """Pools that will do, the best first, in place of one."""
+    selector: Selector | None = Field(None, max_length=1024)
+    """The labels of pools that will do, in place of their names: a map, or a string as `kubectl -l` takes it."""
+    namespace: str | None = Field(None, max_length=63)
+    """Of the pools that `selector` is about; the default one if it is left out."""
     agentName: str | None = Field(None, max_length=317)  # noqa: N815 -- as Pipecat Cloud's clients send it
     transport: Literal["livekit"] | None = None
     sessionId: str | None = Field(None, pattern=SESSION_ID_PATTERN)  # noqa: N815 -- the wire's spelling
@@ -115,10 +121,10 @@ async def start(
     prefer: Annotated[str | None, Header(max_length=255)] = None,
     traceparent: Annotated[str | None, Header(max_length=255)] = None,
 ) -> StartAnswer:
-    """Start a session with a warm agent of a pool: the one that is named, the default one, or the only one."""
+    """Start a session with a warm agent of a pool: the one that is named, the best of several, the default one, or the only one."""
     body = body or StartBody()
-    key = _chosen_pool(services, caller, body.pool or body.agentName or pool)
-    return await _start(request, services, caller, key, body, idempotency_key, prefer, traceparent)
+    choice = _choice(services, caller, body, body.pool or body.agentName or pool)
+    return await _start(request, services, caller, choice, body, idempotency_key, prefer, traceparent)
 
 
 @router.post("/v1/public/{pool}/start")
@@ -133,8 +139,9 @@ async def start_in_pool(
     traceparent: Annotated[str | None, Header(max_length=255)] = None,
 ) -> StartAnswer:
     """Start a session with a warm agent of this pool."""
-    key = _named_pool(services, pool)
-    return await _start(request, services, caller, key, body or StartBody(), idempotency_key, prefer, traceparent)
+    body = body or StartBody()
+    choice = _choice(services, caller, body, pool)
+    return await _start(request, services, caller, choice, body, idempotency_key, prefer, traceparent)
 
 
 @router.get("/v1/agents/{pool}/sessions")
@@ -223,35 +230,35 @@ async def _start(
     request: Request,
     services: Services,
     caller: Caller,
-    key: PoolKey,
+    choice: Choice,
     body: StartBody,
     idempotency_key: str | None,
     prefer: str | None,
     traceparent: str | None,
 ) -> StartAnswer:
     with services.tracing.request(request.scope["route"].path, traceparent) as span:
-        span.note(pool=f"{key[0]}/{key[1]}")
-        return await _start_traced(request, services, caller, key, body, idempotency_key, prefer, span)
+        span.note(pool=",".join(f"{choice.namespace}/{name}" for name in choice.pools))
+        return await _start_traced(request, services, caller, choice, body, idempotency_key, prefer, span)
 
 
 async def _start_traced(
     request: Request,
     services: Services,
     caller: Caller,
-    key: PoolKey,
+    choice: Choice,
     body: StartBody,
     idempotency_key: str | None,
     prefer: str | None,
     span: Span,
 ) -> StartAnswer:
-    caller.require(*key)
-    if not services.synced():
-        raise NotSynced("The gateway has just started and does not know the cluster yet.", retry_after_seconds=1)
-    services.sessions.pool(key)
+    if len(choice.pools) == 1:
+        services.sessions.pool((choice.namespace, choice.pools[0]))
     wanted = StartRequest(
-        namespace=key[0],
-        pool=key[1],
-        session_id=body.sessionId or _session_id(caller, key, idempotency_key),
+        namespace=choice.namespace,
+        pool=choice.pools[0],
+        others=choice.pools[1:],
+        caller=caller.name,
+        session_id=body.sessionId or choice.session_id(caller, idempotency_key),
         keyed=bool(body.sessionId or idempotency_key),
         body=body.body,
         span=span,
@@ -280,7 +287,7 @@ async def _start_traced(
         state=state,
         coldStart=started.cold_start,
         botStartSeconds=round(started.seconds, 4),
-        agent={"pod": started.pod.name, "namespace": started.pod.namespace},
+        agent={"pod": started.pod.name, "namespace": started.pod.namespace, "pool": started.pod.pool},
     )
 
 
@@ -308,13 +315,6 @@ async def _disconnected(request: Request) -> None:
         pass
 
 
-def _session_id(caller: Caller, key: PoolKey, idempotency_key: str | None) -> str:
-    if idempotency_key is None:
-        return str(uuid.uuid4())
-    # One caller's keys are not another's, and the same key means another session in another pool.
-    return str(uuid.uuid5(_KEYED_SESSIONS, "\0".join((caller.name, *key, idempotency_key))))
-
-
 def _wait_seconds(services: Services, body: StartBody, prefer: str | None) -> float:
     options = services.options
     match = _WAIT.search(prefer or "")
@@ -323,29 +323,27 @@ def _wait_seconds(services: Services, body: StartBody, prefer: str | None) -> fl
     return options.joined_wait_seconds if body.waitFor == "joined" else 0.0
 
 
-def _named_pool(services: Services, name: str) -> PoolKey:
-    """``name`` in the default namespace, or ``namespace.name``."""
-    own = (services.options.default_namespace, name)
-    if own in services.view.pools or "." not in name:
-        return own
-    namespace, _, rest = name.partition(".")
-    return (namespace, rest)
-
-
-def _chosen_pool(services: Services, caller: Caller, name: str | None) -> PoolKey:
-    name = name or services.options.default_pool
-    if name:
-        return _named_pool(services, name)
-    mine = [key for key in services.view.pools if caller.may_use(*key)]
-    if len(mine) == 1:
-        return mine[0]
-    many = "There are several pools" if mine else "There is no pool yet"
-    raise PoolNotFound(f"{many}; name one as 'pool' in the body or the query ('name' or 'namespace.name').")
+def _choice(services: Services, caller: Caller, body: StartBody, name: str | None) -> Choice:
+    """The pools that a start is about: those of the body, or the one of that name."""
+    if not services.synced():
+        raise NotSynced("The gateway has just started and does not know the cluster yet.", retry_after_seconds=1)
+    if sum(way is not None for way in (name, body.pools, body.selector)) > 1:
+        raise BadRequest("Name one pool, or 'pools', or a 'selector'; two of them were sent.")
+    chooser = Chooser(services.view, services.options)
+    if body.pools is not None:
+        choice = chooser.several(caller, body.pools)
+    elif body.selector is not None:
+        choice = chooser.selected(caller, body.selector, body.namespace)
+    elif name:
+        choice = chooser.one(caller, chooser.key(name))
+    else:
+        choice = chooser.default(caller)
+    return choice
 
 
 def known_pool(services: Services, caller: Caller, name: str) -> PoolKey:
     """The pool of that name, which the caller may use; whether it exists is not said."""
-    key = _named_pool(services, name)
+    key = Chooser(services.view, services.options).key(name)
     caller.require(*key)
     return key
 

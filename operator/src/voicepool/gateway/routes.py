@@ -87,7 +87,7 @@ class Terminated(BaseModel):
     session_id: str
 
 
-def services_of(request: Request) -> Services:
+async def services_of(request: Request) -> Services:
     """What the application was made with."""
     services: Services = request.app.state.services
     return services
@@ -96,7 +96,7 @@ def services_of(request: Request) -> Services:
 Injected = Annotated[Services, Depends(services_of)]
 
 
-def authenticated(
+async def authenticated(
     services: Injected,
     bearer: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
     api_key: Annotated[str | None, Depends(_api_key)],
@@ -195,7 +195,7 @@ async def health(
     api_key: Annotated[str | None, Depends(_api_key)],
 ) -> dict[str, Any]:
     """Counts of all pools."""
-    caller = ANONYMOUS if services.options.health_is_public else authenticated(services, bearer, api_key)
+    caller = ANONYMOUS if services.options.health_is_public else await authenticated(services, bearer, api_key)
     return records.health(services.view, [key for key in services.view.pools if caller.may_use(*key)])
 
 

@@ -481,7 +481,9 @@ class World:
 
     async def _call(self, gateway: Gateway, call: Call) -> None:
         try:
-            started = await gateway.sessions.start(StartRequest(NAMESPACE, POOL, call.session, call.keyed, body={}))
+            started = await gateway.sessions.start(
+                StartRequest(NAMESPACE, POOL, call.session, call.keyed, body={}, caller=call.session[-1])
+            )
         except GatewayError as error:
             call.outcomes.append(error.code)
             self.tell("caller", f"{call.session} is told {error.code}: {error.detail}")

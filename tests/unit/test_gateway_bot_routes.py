@@ -11,8 +11,8 @@ import aiohttp
 import httpx
 import pytest
 from aiohttp import web
-from tests.unit.fakes import NAMESPACE, POOLS, FakeAgent, pool_object
-from tests.unit.gateways import API_KEY, AUTHORIZED, SCOPED_KEY, Gateway, World, world
+from tests.unit.fakes import NAMESPACE, POOL, POOLS, FakeAgent, pool_object
+from tests.unit.gateways import API_KEY, AUTHORIZED, SCOPED_KEY, Gateway, World, until, world
 
 from voicepool.gateway.errors import BadRequest
 from voicepool.gateway.route_proxy import passed_on, safe_path
@@ -28,6 +28,13 @@ class Call:
     @property
     def agent(self) -> FakeAgent:
         return self.here.agents.of(self.pod)
+
+    async def change(self, **status: Any) -> None:
+        """Change the pod's status, and have the gateway see it."""
+        self.here.kube.edit(PODS, self.pod, {"status": status})
+        version = self.here.kube.pod(self.pod)["metadata"]["resourceVersion"]
+        pods = self.gateway.services.view.pods
+        await until(lambda: version in [pod.resource_version for pod in pods((NAMESPACE, POOL))])
 
     async def ask(self, path: str, method: str = "GET", **more: Any) -> httpx.Response:
         more.setdefault("headers", AUTHORIZED)
@@ -216,7 +223,7 @@ async def test_a_session_that_another_gateway_bound_a_moment_ago_is_found(here: 
 async def test_a_session_that_nobody_has_or_that_has_ended_is_said_to_be_so(call: Call) -> None:
     unknown = await call.gateway.client.get("/sessions/nobody/say", headers=AUTHORIZED)
     assert (unknown.status_code, unknown.json()["code"]) == (404, "SESSION_NOT_FOUND")
-    call.here.kube.edit(PODS, call.pod, {"status": {"phase": "Succeeded"}})
+    await call.change(phase="Succeeded")
     ended = await call.ask("say")
     assert (ended.status_code, ended.json()["code"]) == (409, "SESSION_ENDED")
 
@@ -260,7 +267,7 @@ async def test_an_agent_that_cannot_be_reached_is_a_503(here: World) -> None:
     gateway = await here.gateway(agent_port=1)
     answer = await gateway.client.get(f"/sessions/{call.session}/say", headers=AUTHORIZED)
     assert (answer.status_code, answer.json()["code"]) == (503, "AGENT_UNREACHABLE")
-    here.kube.edit(PODS, call.pod, {"status": {"podIP": None}})
+    await call.change(podIP=None)
     assert (await call.ask("say")).json()["code"] == "AGENT_UNREACHABLE"
     text = (await call.gateway.client.get("/metrics")).text
     assert 'voicepool_gateway_bot_requests_total{namespace="calls",outcome="unreachable",pool="demo"} 1.0' in text

@@ -223,6 +223,8 @@ class PoolFact:
     spec: VoiceAgentPoolSpec
     status: Mapping[str, Any] = field(default_factory=dict)
     deleting: bool = False
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """Its own, by which a start may select it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,31 +1,41 @@
 """Which session is given which warm pod, inside this gateway: reservations, and one queue per pool.
 
 Invariants: a pod is reserved before it is patched, so this gateway never races with itself; a pod whose patch lost is not put back, it returns only
-when the informer has shown it in another state (or after a while, should that event have been lost); callers of one pool are served first come,
-first served; a waiter is woken by the informer, nobody polls. No I/O.
+when the informer has shown it in another state (or after a while, should that event have been lost); callers of one pool take turns by their keys, and
+are served first come, first served within a key (`FairQueue`); who waits in several queues leaves all of them in the moment in which he gets a pod or
+gives up; a waiter is woken by the informer, nobody polls. No I/O.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import Counter, deque
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 from voicepool.binding import choose
+from voicepool.gateway.fair_queue import FairQueue
 from voicepool.gateway.view import ClusterView, PoolKey
 from voicepool.model import Placement, PodFact
 
 LOST_SECONDS = 30.0
 """How long a pod whose patch lost is left alone when no event says more."""
+MOST_WAITING = 1_000
+"""Callers in the queue of one pool, unless somebody says otherwise."""
 
 
-@dataclass(slots=True)
+class QueuesFull(Exception):
+    """All queues that were named have as many callers as they may have."""
+
+
+@dataclass(slots=True, eq=False)
 class _Waiter:
     session_id: str
-    only_uid: str | None
+    caller: str
     since: float
     future: asyncio.Future[PodFact] = field(repr=False)
+    keys: list[PoolKey]
+    """The pools in whose queues it is."""
 
 
 class Allocator:
@@ -35,6 +45,7 @@ class Allocator:
         view: what is known of the cluster; the allocator becomes its listener.
         monotonic: seconds that never go back.
         on_waiters: told the length of a pool's queue whenever it changes.
+        most_waiting: callers who may wait in the queue of one pool.
     """
 
     def __init__(
@@ -43,52 +54,84 @@ class Allocator:
         *,
         monotonic: Callable[[], float],
         on_waiters: Callable[[PoolKey, int], None] = lambda _key, _count: None,
+        most_waiting: int = MOST_WAITING,
     ) -> None:
         self._view = view
         self._monotonic = monotonic
         self._on_waiters = on_waiters
+        self._most_waiting = most_waiting
         self._reserved: set[str] = set()
         self._lost: dict[str, float] = {}
-        self._queues: dict[PoolKey, deque[_Waiter]] = {}
+        self._queues: dict[PoolKey, FairQueue[_Waiter]] = {}
+        self._own: dict[PoolKey, dict[str, asyncio.Future[PodFact]]] = {}
+        """Who waits for one very pod, by its uid."""
         view.listen(self._changed)
 
     def waiting(self, key: PoolKey) -> int:
         """Callers who wait for any pod of this pool; who waits for a pod of his own is not counted."""
-        return sum(waiter.only_uid is None for waiter in self._queues.get(key, ()))
+        return len(self._queues.get(key, ()))
 
     def take(self, key: PoolKey, session_id: str) -> PodFact | None:
         """Reserve the best free pod for a session; None when there is none, or others wait already."""
-        if any(waiter.only_uid is None for waiter in self._queues.get(key, ())):
-            return None
-        return self._reserve(key, session_id, None)
+        return None if key in self._queues else self._reserve(key, session_id)
 
     async def wait(
-        self, key: PoolKey, session_id: str, *, only_uid: str | None = None, since: float | None = None
+        self,
+        keys: Collection[PoolKey],
+        session_id: str,
+        *,
+        caller: str = "",
+        since: float | None = None,
+        again: bool = False,
     ) -> PodFact:
-        """Wait in the pool's queue until a pod is reserved for this session; the caller sets the time limit.
+        """Wait in the queues of some pools until a pod of any of them is reserved for this session; the caller sets the time limit.
+
+        A full queue is left out. One that is full of another key's callers makes room instead: the last of the key that has most gives way.
 
         Args:
-            key: the pool.
+            keys: the pools; where several have a free pod, the first of them.
             session_id: who waits.
-            only_uid: wait for this very pod.
+            caller: whose key it is; keys take turns.
             since: when the caller came, by the clock of this allocator; default: now. Who came first is served first, also after a lost race.
+            again: the pod that he was given before was lost.
+
+        Raises:
+            QueuesFull: there is no place in any of them, or another key's caller needed it.
         """
         future: asyncio.Future[PodFact] = asyncio.get_running_loop().create_future()
-        waiter = _Waiter(session_id, only_uid, self._monotonic() if since is None else since, future)
-        queue = self._queues.setdefault(key, deque())
-        queue.insert(sum(other.since <= waiter.since for other in queue), waiter)
-        self._on_waiters(key, len(queue))
+        waiter = _Waiter(session_id, caller, self._monotonic() if since is None else since, future, [])
+        for key in keys:
+            if self._has_place(key, caller):
+                self._queues.setdefault(key, FairQueue()).add(waiter, again=again)
+                waiter.keys.append(key)
+        if not waiter.keys:
+            raise QueuesFull
+        for key in list(waiter.keys):
+            self._tell(key)
+            self._serve(key)
+        try:
+            return await future
+        except asyncio.CancelledError:
+            self._leave(waiter)
+            self._give_back(future)
+            raise
+
+    async def wait_for(self, key: PoolKey, uid: str) -> PodFact:
+        """Wait until one very pod can be reserved; nobody else in the queue is held up by that. The caller sets the time limit."""
+        future: asyncio.Future[PodFact] = asyncio.get_running_loop().create_future()
+        self._own.setdefault(key, {})[uid] = future
+        self._tell(key)
         self._serve(key)
         try:
             return await future
         except asyncio.CancelledError:
-            if waiter in queue:
-                queue.remove(waiter)
-                self._forget_empty(key)
-            elif future.done() and not future.cancelled():
-                # The pod came in the same moment in which the caller gave up.
-                self.release(future.result())
+            self._give_back(future)
             raise
+        finally:
+            self._own[key].pop(uid)
+            if not self._own[key]:
+                del self._own[key]
+            self._tell(key)
 
     def release(self, pod: PodFact) -> None:
         """Put a reserved pod back: nothing was sent to the API server for it."""
@@ -100,7 +143,7 @@ class Allocator:
         self._reserved.discard(pod.uid)
         self._lost[pod.uid] = self._monotonic() + LOST_SECONDS
 
-    def _reserve(self, key: PoolKey, session_id: str, only_uid: str | None) -> PodFact | None:
+    def _reserve(self, key: PoolKey, session_id: str) -> PodFact | None:
         free: list[PodFact] = []
         under_way: list[PodFact] = []
         reserved, some_lost = self._reserved, bool(self._lost)
@@ -108,10 +151,8 @@ class Allocator:
         for pod in self._view.warm(key).values():
             if pod.uid in reserved:
                 under_way.append(pod)
-            elif (
-                (pod.cold_start is None or pod.cold_start == session_id)
-                and (only_uid is None or pod.uid == only_uid)
-                and not (some_lost and self._is_lost(pod.uid))
+            elif (pod.cold_start is None or pod.cold_start == session_id) and not (
+                some_lost and self._is_lost(pod.uid)
             ):
                 free.append(pod)
         if not free:
@@ -148,26 +189,49 @@ class Allocator:
             self._serve(key)
 
     def _serve(self, key: PoolKey) -> None:
-        queue = self._queues.get(key)
-        if not queue:
-            return
-        # One that waits for its own cold start does not hold up those behind it.
-        for waiter in list(queue):
+        for uid, future in self._own.get(key, {}).items():
+            pod = self._view.warm(key).get(uid)
+            if pod is not None and uid not in self._reserved and not future.done() and not self._is_lost(uid):
+                self._reserved.add(uid)
+                future.set_result(pod)
+        while (queue := self._queues.get(key)) is not None and (waiter := queue.first()) is not None:
             if waiter.future.done():
                 # Its caller has given up in this very moment, and has not run since to leave the queue.
-                queue.remove(waiter)
+                self._leave(waiter)
                 continue
-            pod = self._reserve(key, waiter.session_id, waiter.only_uid)
-            if pod is not None:
-                queue.remove(waiter)
-                waiter.future.set_result(pod)
-            elif waiter.only_uid is None:
+            pod = self._reserve(key, waiter.session_id)
+            if pod is None:
                 break
-        self._forget_empty(key)
+            queue.served(waiter)
+            self._leave(waiter)
+            waiter.future.set_result(pod)
 
-    def _forget_empty(self, key: PoolKey) -> None:
+    def _has_place(self, key: PoolKey, caller: str) -> bool:
         queue = self._queues.get(key)
-        if queue is not None:
-            self._on_waiters(key, len(queue))
+        if queue is None or len(queue) < self._most_waiting:
+            return True
+        longest = queue.last_of_the_longest()
+        if queue.waiting_of(caller) + 1 >= queue.waiting_of(longest.caller):
+            return False
+        queue.remove(longest)
+        longest.keys.remove(key)
+        if not longest.keys and not longest.future.done():
+            longest.future.set_exception(QueuesFull())
+        return True
+
+    def _leave(self, waiter: _Waiter) -> None:
+        for key in waiter.keys:
+            queue = self._queues[key]
+            queue.remove(waiter)
             if not queue:
                 del self._queues[key]
+            self._tell(key)
+        waiter.keys.clear()
+
+    def _give_back(self, future: asyncio.Future[PodFact]) -> None:
+        """The pod that came in the same moment in which its caller gave up is for another one."""
+        if future.done() and not future.cancelled() and future.exception() is None:
+            self.release(future.result())
+
+    def _tell(self, key: PoolKey) -> None:
+        self._on_waiters(key, self.waiting(key) + len(self._own.get(key, ())))

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection
+from datetime import datetime
 
 from voicepool.gateway.allocator import Allocator
 from voicepool.gateway.background import Background
-from voicepool.gateway.errors import NoWarmAgent, PoolAtCapacity, cluster_error
+from voicepool.gateway.errors import NoWarmAgent, cluster_error
 from voicepool.gateway.metrics import GatewayMetrics
 from voicepool.gateway.requests import StartRequest
+from voicepool.gateway.retry_after import retry_after_seconds
 from voicepool.gateway.view import ClusterView, PoolKey, is_live
 from voicepool.kube.api import PODS, AlreadyExists, Conflict, Json, KubeApi, KubeApiError, Unreachable
 from voicepool.model import BindState, PodFact, PoolFact
@@ -29,6 +31,7 @@ class ColdStarts:
         background: where a pod is deleted that nobody waits for any more.
         pod_fact: what is kept of a pod.
         cold_pod: the pod to create for one session, given the names that are taken.
+        now: the current time, with its zone.
         pause: waits a moment before something is tried again.
     """
 
@@ -42,6 +45,7 @@ class ColdStarts:
         background: Background,
         pod_fact: Callable[[Json], PodFact | None],
         cold_pod: Callable[[PoolFact, str, Collection[str]], Json],
+        now: Callable[[], datetime],
         pause: Callable[[], Awaitable[None]],
     ) -> None:
         self._kube = kube
@@ -51,29 +55,29 @@ class ColdStarts:
         self._background = background
         self._pod_fact = pod_fact
         self._cold_pod = cold_pod
+        self._now = now
         self._pause = pause
         self._creating: dict[PoolKey, int] = {}
 
+    def have_room(self, pool: PoolFact) -> bool:
+        """Whether a pod may be made: ``maxPods`` is not reached, those that are being created included."""
+        key = (pool.namespace, pool.name)
+        return sum(is_live(pod) for pod in self._view.pods(key)) + self._creating.get(key, 0) < pool.spec.max_pods
+
     async def start(self, pool: PoolFact, request: StartRequest) -> PodFact:
-        """Create a pod for this session alone and wait until it is Ready.
+        """Create a pod for this session alone and wait until it is Ready; to be called only of a pool that has room.
 
         Raises:
             GatewayError: it could not be created, or was not Ready in time.
         """
-        key = request.key
-        live = sum(is_live(pod) for pod in self._view.pods(key)) + self._creating.get(key, 0)
-        if live >= pool.spec.max_pods:
-            raise PoolAtCapacity(
-                f"The pool {key[0]}/{key[1]} has all of its {pool.spec.max_pods} pods (maxPods); none can be started for this call.",
-                retry_after_seconds=5,
-            )
+        key = (pool.namespace, pool.name)
         created: Json | None = None
         self._creating[key] = self._creating.get(key, 0) + 1
         counted = True
         ready = False
         try:
             async with asyncio.timeout(pool.spec.startup.deadline_seconds):
-                created = await self._create(pool, request)
+                created = await self._create(pool, request.session_id)
                 self._metrics.cold_starts.labels(*key).inc()
                 if (fact := self._pod_fact(created)) is not None and fact.uid not in {
                     pod.uid for pod in self._view.pods(key)
@@ -82,14 +86,16 @@ class ColdStarts:
                     self._view.pod_seen(fact)
                 self._creating[key] -= 1
                 counted = False
-                pod = await self._allocator.wait(key, request.session_id, only_uid=created["metadata"]["uid"])
+                pod = await self._allocator.wait_for(key, created["metadata"]["uid"])
                 ready = True
                 return pod
         except TimeoutError:
             raise NoWarmAgent(
                 f"The agent that was started for this call in the pool {key[0]}/{key[1]} was not Ready within "
                 f"{pool.spec.startup.deadline_seconds} s (startup.deadlineSeconds).",
-                retry_after_seconds=5,
+                retry_after_seconds=retry_after_seconds(
+                    pool, self._view.pods(key), waiting=self._allocator.waiting(key), now=self._now()
+                ),
             ) from None
         except KubeApiError as error:
             raise cluster_error(error, "create a pod in", pool) from None
@@ -99,10 +105,10 @@ class ColdStarts:
             if created is not None and not ready:
                 self._background.spawn(self._delete_unbound(key, created))
 
-    async def _create(self, pool: PoolFact, request: StartRequest) -> Json:
-        taken = {pod.name for pod in self._view.pods(request.key)}
+    async def _create(self, pool: PoolFact, session_id: str) -> Json:
+        taken = {pod.name for pod in self._view.pods((pool.namespace, pool.name))}
         while True:
-            body = self._cold_pod(pool, request.session_id, taken)
+            body = self._cold_pod(pool, session_id, taken)
             try:
                 return await self._kube.create(PODS, pool.namespace, body)
             except AlreadyExists:
@@ -116,7 +122,7 @@ class ColdStarts:
                     await self._pause()
                     continue
                 fact = self._pod_fact(found)
-                if fact is not None and fact.cold_start == request.session_id:
+                if fact is not None and fact.cold_start == session_id:
                     return found
                 taken.add(name)
 

@@ -19,7 +19,8 @@ GatewayError
 +-- QuotaExceeded        429 QUOTA_EXCEEDED
 +-- PoolAtCapacity       429 POOL_AT_CAPACITY
 +-- TooManyStreams       429 TOO_MANY_STREAMS
-+-- NoWarmAgent          503 (429 where the pool rejects) NO_WARM_AGENT
++-- QueueFull            429 QUEUE_FULL
++-- NoWarmAgent          503 (429 where no pool queues) NO_WARM_AGENT
 +-- AgentsRefused        503 AGENTS_REFUSED
 +-- AgentUnreachable     503 AGENT_UNREACHABLE
 +-- IssuerUnavailable    503 ISSUER_UNAVAILABLE
@@ -154,7 +155,7 @@ class QuotaExceeded(GatewayError):
 
 
 class PoolAtCapacity(GatewayError):
-    """The pool has ``maxPods`` live pods and all of them are taken."""
+    """Each pool that was named has ``maxPods`` live pods, and all of them are taken."""
 
     status, code, error = 429, "POOL_AT_CAPACITY", "Pool at capacity"
 
@@ -163,6 +164,12 @@ class TooManyStreams(GatewayError):
     """The gateway has as many open streams as it takes."""
 
     status, code, error = 429, "TOO_MANY_STREAMS", "Too many streams"
+
+
+class QueueFull(GatewayError):
+    """As many callers wait for the pool as may wait in one gateway."""
+
+    status, code, error = 429, "QUEUE_FULL", "Too many callers wait"
 
 
 class NoWarmAgent(GatewayError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from voicepool.gateway.allocator import MOST_WAITING
 from voicepool.model import AGENT_PORT
 
 
@@ -31,6 +32,8 @@ class GatewayOptions:
     status_timeout_seconds: float = 1.0
     status_interval_seconds: float = 0.25
     """Between two questions to an agent of which it is not known whether it accepted."""
+    max_waiting: int = MOST_WAITING
+    """Callers who may wait in the queue of one pool at this gateway; each is an open connection and some memory."""
     max_refusals: int = 5
     """Agents that may refuse one session before its caller is told."""
     caller_token_seconds: float = 300.0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
@@ -18,19 +18,31 @@ class StartRequest:
 
     namespace: str
     pool: str
+    """The pool, or the best of several."""
     session_id: str
     keyed: bool
     """The caller may send the same session again, here or to another gateway."""
     body: Any = field(default=None, repr=False)
     caller: str | None = None
-    """The mark of who asks; None: nobody whose sessions are counted."""
+    """The mark of who asks; None: nobody whose sessions are counted. Callers take turns where they wait."""
     span: Span = field(default_factory=Span, repr=False, compare=False)
     """The request in its caller's trace."""
+    others: tuple[str, ...] = ()
+    """Pools of the same namespace that will do as well, the better first."""
 
     @property
     def key(self) -> PoolKey:
-        """The pool."""
+        """The pool, or the best of several."""
         return (self.namespace, self.pool)
+
+    @property
+    def keys(self) -> tuple[PoolKey, ...]:
+        """All pools, the best first."""
+        return ((self.namespace, self.pool), *((self.namespace, name) for name in self.others))
+
+    def of(self, pool: str) -> StartRequest:
+        """The request when its pool is chosen."""
+        return replace(self, pool=pool, others=()) if self.others else self
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +73,9 @@ def room_name(namespace: str, pool: str, session_id: str) -> str:
 
 def words(request: StartRequest, pod: PodFact | None = None) -> dict[str, Any]:
     """The fields of a log line about a start."""
-    fields: dict[str, Any] = {"session": request.session_id, "namespace": request.namespace, "pool": request.pool}
-    if pod is not None:
-        fields["pod"] = pod.name
+    fields: dict[str, Any] = {"session": request.session_id, "namespace": request.namespace}
+    if pod is None:
+        fields["pool"] = ",".join(name for _, name in request.keys)
+    else:
+        fields |= {"pool": pod.pool, "pod": pod.name}
     return fields

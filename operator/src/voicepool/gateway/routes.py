@@ -10,9 +10,10 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from voicepool.gateway import advice, records
 from voicepool.gateway.auth import ANONYMOUS, Caller
-from voicepool.gateway.errors import NotSynced, PoolNotFound
+from voicepool.gateway.choice import Chooser
+from voicepool.gateway.errors import NotSynced
 from voicepool.gateway.services import Services
-from voicepool.gateway.starting import StartAnswer, StartBody, start_session
+from voicepool.gateway.starting import StartAnswer, StartBody, choose, start_session
 from voicepool.gateway.view import PoolKey
 
 probes = APIRouter(tags=["operation"])
@@ -22,7 +23,7 @@ _bearer = HTTPBearer(auto_error=False, description="An API key, or a token where
 _api_key = APIKeyHeader(name="X-API-Key", auto_error=False, description="An API key.")
 
 
-def services_of(request: Request) -> Services:
+async def services_of(request: Request) -> Services:
     """What the application was made with."""
     services: Services = request.app.state.services
     return services
@@ -61,10 +62,10 @@ async def start(
     prefer: Annotated[str | None, Header(max_length=255)] = None,
     traceparent: Annotated[str | None, Header(max_length=255)] = None,
 ) -> StartAnswer:
-    """Start a session with a warm agent of a pool: the one that is named, the default one, or the only one."""
+    """Start a session with a warm agent of a pool: the one that is named, the best of several, the default one, or the only one."""
     body = body or StartBody()
-    key = await _chosen_pool(services, caller, body.pool or body.agentName or pool)
-    return await start_session(request, services, caller, key, body, idempotency_key, prefer, traceparent)
+    choice = await choose(services, caller, body, body.pool or body.agentName or pool)
+    return await start_session(request, services, caller, choice, body, idempotency_key, prefer, traceparent)
 
 
 @router.post("/v1/public/{pool}/start")
@@ -79,10 +80,9 @@ async def start_in_pool(
     traceparent: Annotated[str | None, Header(max_length=255)] = None,
 ) -> StartAnswer:
     """Start a session with a warm agent of this pool."""
-    key = _named_pool(services, pool)
-    return await start_session(
-        request, services, caller, key, body or StartBody(), idempotency_key, prefer, traceparent
-    )
+    body = body or StartBody()
+    choice = await choose(services, caller, body, pool)
+    return await start_session(request, services, caller, choice, body, idempotency_key, prefer, traceparent)
 
 
 @router.get("/metrics/v1/namespaces/{namespace}/pools/{name}", tags=["operation"])
@@ -133,28 +133,8 @@ async def metrics(services: Injected) -> Response:
     return Response(generate_latest(services.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
 
-def _named_pool(services: Services, name: str) -> PoolKey:
-    """``name`` in the default namespace, or ``namespace.name``."""
-    own = (services.options.default_namespace, name)
-    if own in services.view.pools or "." not in name:
-        return own
-    namespace, _, rest = name.partition(".")
-    return (namespace, rest)
-
-
-async def _chosen_pool(services: Services, caller: Caller, name: str | None) -> PoolKey:
-    name = name or services.options.default_pool
-    if name:
-        return _named_pool(services, name)
-    mine = await caller.usable(services.view.pools)
-    if len(mine) == 1:
-        return mine[0]
-    many = "There are several pools" if mine else "There is no pool yet"
-    raise PoolNotFound(f"{many}; name one as 'pool' in the body or the query ('name' or 'namespace.name').")
-
-
 async def known_pool(services: Services, caller: Caller, name: str) -> PoolKey:
     """The pool of that name, which the caller may use; whether it exists is not said."""
-    key = _named_pool(services, name)
+    key = Chooser(services.view, services.options).key(name)
     await caller.require(*key)
     return key

@@ -169,7 +169,10 @@ async def running(
     metrics = GatewayMetrics()
     view = ClusterView()
     allocator = Allocator(
-        view, monotonic=loop.time, on_waiters=lambda key, count: metrics.waiters.labels(*key).set(count)
+        view,
+        monotonic=loop.time,
+        on_waiters=lambda key, count: metrics.waiters.labels(*key).set(count),
+        most_waiting=options.max_waiting,
     )
     pools: Informer[PoolFact] = Informer(kube, POOLS, settings.namespace, "", pool_from_json)
     pods: Informer[PodFact] = Informer(kube, AGENT_PODS, settings.namespace, LABEL_POOL, pod_from_json)

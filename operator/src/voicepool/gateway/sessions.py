@@ -15,13 +15,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Container, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Literal
 
 from voicepool.agents import AgentStatus
-from voicepool.binding import is_candidate
+from voicepool.gateway.acquirer import Acquirer
 from voicepool.gateway.allocator import Allocator
 from voicepool.gateway.assignments import Signer
 from voicepool.gateway.background import Background
@@ -36,24 +36,34 @@ from voicepool.gateway.errors import (
     ClusterUnavailable,
     DeadlinePassed,
     GatewayError,
+    LiveKitUnavailable,
     NotJoined,
     NoWarmAgent,
     PoolAtCapacity,
     PoolNotFound,
+    QueueFull,
     SessionElsewhere,
     SessionEnded,
 )
-from voicepool.gateway.livekit import LiveKitServers, Rooms
+from voicepool.gateway.livekit import LiveKitServer, LiveKitServers, Rooms
 from voicepool.gateway.metrics import GatewayMetrics
 from voicepool.gateway.options import GatewayOptions
 from voicepool.gateway.requests import Hold, Started, StartRequest, room_name, words
 from voicepool.gateway.view import ClusterView, PoolKey, is_live
 from voicepool.kube.api import PODS, Conflict, Json, KubeApi, KubeApiError, NotFound, pages
-from voicepool.model import LABEL_SESSION, BindState, PodFact, PoolFact
+from voicepool.model import LABEL_SESSION, PodFact, PoolFact
 
 log = logging.getLogger("voicepool.gateway")
 
 _CANCEL_GRACE_SECONDS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class _Offer:
+    """A pool that can take the session."""
+
+    pool: PoolFact
+    server: LiveKitServer
 
 
 @dataclass(slots=True)
@@ -116,7 +126,7 @@ class Sessions:
         self._pod_fact = pod_fact
         self._now = now
         self._jitter = jitter
-        self._flights: dict[tuple[PoolKey, str], _Flight] = {}
+        self._flights: dict[tuple[tuple[PoolKey, ...], str], _Flight] = {}
         self._background = Background()
         self._deliverer = Deliverer(courier=courier, signer=signer, rooms=rooms, options=options, now=now)
         self._binder = Binder(
@@ -131,7 +141,7 @@ class Sessions:
             now=now,
             pause=self._pause,
         )
-        self._cold_starts = ColdStarts(
+        cold_starts = ColdStarts(
             kube=kube,
             view=view,
             allocator=allocator,
@@ -139,8 +149,10 @@ class Sessions:
             background=self._background,
             pod_fact=pod_fact,
             cold_pod=cold_pod,
+            now=now,
             pause=self._pause,
         )
+        self._acquirer = Acquirer(view=view, allocator=allocator, cold_starts=cold_starts, now=now)
         self.demand = Demand(allocator.waiting, now)
         """Callers who were not bound."""
 
@@ -154,7 +166,7 @@ class Sessions:
         Raises:
             GatewayError: with the words for the caller.
         """
-        key = (request.key, request.session_id)
+        key = (request.keys, request.session_id)
         flight = self._flights.get(key)
         if flight is None:
             task = asyncio.create_task(self._fly(request), name=f"start {request.session_id}")
@@ -193,7 +205,7 @@ class Sessions:
     async def _fly(self, request: StartRequest) -> Started:
         # The flight is registered right after this task is made; nothing of it runs before that.
         await asyncio.sleep(0)
-        flight = self._flights[request.key, request.session_id]
+        flight = self._flights[request.keys, request.session_id]
         labels = request.key
         began = asyncio.get_running_loop().time()
         hold: list[Hold] = []
@@ -201,22 +213,24 @@ class Sessions:
         try:
             started = await self._attempts(flight, began, hold)
             outcome = "started"
+            labels = (request.namespace, started.pod.pool)
         except GatewayError as error:
             outcome = error.code.lower()
-            if isinstance(error, NoWarmAgent | PoolAtCapacity):
-                self.demand.rejected(request.key, request.session_id)
+            if isinstance(error, NoWarmAgent | PoolAtCapacity | QueueFull):
+                self._rejected(request)
             log.warning("a start failed: %s", error.detail, extra=words(request) | {"code": error.code})
             raise
         except asyncio.CancelledError:
             outcome = "caller_gone"
             if flight.waiting:
-                self.demand.rejected(request.key, request.session_id)
+                self._rejected(request)
             raise
         finally:
             for held in hold:
-                self._background.spawn(self._binder.give_up(held, request, for_good=True))
+                self._background.spawn(self._binder.give_up(held, request.of(held.pod.pool), for_good=True))
             self._metrics.starts.labels(*labels, outcome).inc()
-        self.demand.started(request.key, request.session_id)
+        for key in request.keys:
+            self.demand.started(key, request.session_id)
         self._metrics.start_seconds.labels(*labels).observe(started.seconds)
         log.info(
             "a session has its agent",
@@ -227,25 +241,30 @@ class Sessions:
             self._end_unclaimed(request, started)
         return started
 
+    def _rejected(self, request: StartRequest) -> None:
+        # An agent of any of them would have done, so he is demand for each.
+        for key in request.keys:
+            self.demand.rejected(key, request.session_id)
+
     async def _attempts(self, flight: _Flight, began: float, hold: list[Hold]) -> Started:
-        request = flight.request
-        pool = self.pool(request.key)
-        server = await self._servers.of(pool)
-        room = room_name(request.namespace, request.pool, request.session_id)
+        wanted = flight.request
+        offers = await self._offers(wanted)
+        pools = [offer.pool for offer in offers.values()]
         mine: set[str] = set()
         refusals: list[str] = []
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._options.start_deadline_seconds
         queued_seconds = 0.0
         conflicts = 0
+        again = False
 
         def answer(pod: PodFact) -> Started:
             return Started(
-                session_id=request.session_id,
+                session_id=wanted.session_id,
                 pod=pod,
-                room=pod.room or room,
-                server=server,
-                cold_start=pod.cold_start == request.session_id,
+                room=pod.room or room_name(pod.namespace, pod.pool, wanted.session_id),
+                server=offers[pod.pool].server,
+                cold_start=pod.cold_start == wanted.session_id,
                 seconds=loop.time() - began,
             )
 
@@ -255,16 +274,25 @@ class Sessions:
                 if flight.abandoned:
                     # A race was lost, and nobody waits for the outcome any more: the next pod is for somebody else.
                     raise asyncio.CancelledError
-                if request.keyed:
+                if wanted.keyed:
                     async with asyncio.timeout_at(deadline):
-                        known = await self._known(request, mine)
+                        known = await self._known(wanted, mine, offers)
                     if known is not None:
                         return answer(known)
                 waited = loop.time()
-                with request.span.child("wait for a pod", policy=pool.spec.on_empty.policy) as step:
-                    candidate = await self._acquire(pool, request, began, queued_seconds)
+                with wanted.span.child("wait for a pod", policy=pools[0].spec.on_empty.policy) as step:
+                    candidate = await self._acquirer.acquire(
+                        pools, wanted, since=began, waited_seconds=queued_seconds, again=again
+                    )
+                    again = True
                     step.note(pod=candidate.name)
                 flight.waiting = False
+                request, pool, server = (
+                    wanted.of(candidate.pool),
+                    offers[candidate.pool].pool,
+                    offers[candidate.pool].server,
+                )
+                room = room_name(request.namespace, request.pool, request.session_id)
                 # Waiting for a pod has its own limits, which the pool sets.
                 queued_seconds += loop.time() - waited
                 deadline += loop.time() - waited
@@ -305,14 +333,13 @@ class Sessions:
                     self._background.spawn(self._binder.give_up(hold.pop(), request, for_good=False))
                     if len(refusals) >= self._options.max_refusals:
                         raise AgentsRefused(
-                            f"{len(refusals)} agents of the pool {request.namespace}/{request.pool} in a row did not take the session "
+                            f"{len(refusals)} agents of {_named(wanted)} in a row did not take the session "
                             f"({', '.join(sorted(set(refusals)))}); look at the agents' logs.",
                             retry_after_seconds=5,
                         )
         except TimeoutError:
             raise DeadlinePassed(
-                f"No agent of the pool {request.namespace}/{request.pool} took the session within "
-                f"{self._options.start_deadline_seconds:g} s.",
+                f"No agent of {_named(wanted)} took the session within {self._options.start_deadline_seconds:g} s.",
                 retry_after_seconds=2,
             ) from None
 
@@ -329,41 +356,26 @@ class Sessions:
             raise PoolNotFound(f"The VoiceAgentPool {key[0]}/{key[1]} is being deleted and takes no new sessions.")
         return pool
 
-    # -- a pod for the session -----------------------------------------------------------------------------------------------------
+    async def _offers(self, request: StartRequest) -> dict[str, _Offer]:
+        """The pools of a request that can take it, by name, the best first. One of several that cannot is passed over.
 
-    async def _acquire(self, pool: PoolFact, request: StartRequest, since: float, queued_seconds: float) -> PodFact:
-        """A reserved pod. A caller who has lost a race is back in its place in the queue, with the time that is left of the pool's limit."""
-        pod = self._allocator.take(request.key, request.session_id)
-        if pod is not None:
-            return pod
-        policy = pool.spec.on_empty
-        if policy.policy == "Reject":
-            raise self._nothing_left(pool, NoWarmAgent("", status=429))
-        if policy.policy == "ColdStart":
-            return await self._cold_starts.start(pool, request)
-        try:
-            async with asyncio.timeout(policy.timeout_seconds - queued_seconds):
-                return await self._allocator.wait(request.key, request.session_id, since=since)
-        except TimeoutError:
-            raise self._nothing_left(pool, NoWarmAgent("", status=503), waited=policy.timeout_seconds) from None
-
-    def _nothing_left(self, pool: PoolFact, error: NoWarmAgent, waited: int = 0) -> GatewayError:
-        pods = [pod for pod in self._view.pods((pool.namespace, pool.name)) if is_live(pod)]
-        bound = sum(pod.state is BindState.BOUND for pod in pods)
-        taken = sum(is_candidate(pod) for pod in pods)
-        after = f" after {waited} s in the queue" if waited else ""
-        where = f"the pool {pool.namespace}/{pool.name}"
-        retry = 2.0 if len(pods) > bound else 5.0
-        if bound + taken >= pool.spec.max_pods:
-            return PoolAtCapacity(
-                f"All {pool.spec.max_pods} pods (maxPods) of {where} are in sessions{after}; try again later or raise maxPods.",
-                retry_after_seconds=5,
-            )
-        return NoWarmAgent(
-            f"No warm agent in {where}{after}: {bound + taken} of its pods are in sessions or about to be, {len(pods) - bound - taken} are starting.",
-            status=error.status,
-            retry_after_seconds=retry,
-        )
+        Raises:
+            GatewayError: what the first of them lacks, where none can.
+        """
+        offers: dict[str, _Offer] = {}
+        problems: list[GatewayError] = []
+        for key in request.keys:
+            try:
+                pool = self.pool(key)
+                offers[pool.name] = _Offer(pool, await self._servers.of(pool))
+            except (PoolNotFound, LiveKitUnavailable) as problem:
+                if request.others:
+                    log.warning("a pool is passed over: %s", problem.detail, extra=words(request))
+                problems.append(problem)
+        if not offers:
+            first = problems[0]
+            raise type(first)(" ".join(problem.detail for problem in problems), code=first.code)
+        return offers
 
     # -- the same session, elsewhere -----------------------------------------------------------------------------------------------
 
@@ -411,7 +423,7 @@ class Sessions:
         self._binder.gave_up(held.pod, request, "yielded" if deleted else "left")
         await self._pause()
 
-    async def _known(self, request: StartRequest, mine: set[str]) -> PodFact | None:
+    async def _known(self, request: StartRequest, mine: set[str], pools: Container[str]) -> PodFact | None:
         """The pod whose agent has this session already; None when there is none and a new one may be bound.
 
         Waits while another gateway is about to deliver. A pod whose gateway died between bind and delivery is deleted once that gateway's own
@@ -419,7 +431,7 @@ class Sessions:
 
         Raises:
             SessionEnded: it had its agent and is over.
-            SessionElsewhere: another pool has it.
+            SessionElsewhere: a pool has it that is none of these.
         """
         while True:
             # One that has ended and is being deleted is what is left of a bind that was undone, or soon not there at all.
@@ -430,7 +442,7 @@ class Sessions:
             ]
             if not pods:
                 return None
-            if any(pod.pool != request.pool for pod in pods):
+            if any(pod.pool not in pools for pod in pods):
                 raise SessionElsewhere(
                     f"The session {request.session_id} belongs to another pool of {request.namespace}."
                 )
@@ -450,7 +462,7 @@ class Sessions:
             for pod in self._undelivered(live, statuses):
                 if await self._binder.delete_undelivered(pod, request):
                     mine.add(pod.uid)
-                    self._binder.gave_up(pod, request, "deleted")
+                    self._binder.gave_up(pod, request.of(pod.pool), "deleted")
             await self._pause()
 
     def _undelivered(self, live: Sequence[PodFact], statuses: Sequence[AgentStatus | None]) -> Iterator[PodFact]:
@@ -549,3 +561,7 @@ class Sessions:
 
     async def _pause(self) -> None:
         await asyncio.sleep(0.05 + 0.2 * self._jitter())
+
+
+def _named(request: StartRequest) -> str:
+    return " and ".join(f"{namespace}/{name}" for namespace, name in request.keys)

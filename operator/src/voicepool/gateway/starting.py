@@ -6,25 +6,24 @@ import asyncio
 import re
 import uuid
 from collections.abc import Coroutine
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from voicepool.gateway.auth import Caller
+from voicepool.gateway.choice import Choice, Chooser
 from voicepool.gateway.errors import BadRequest, NotSynced
+from voicepool.gateway.label_selector import Selector
 from voicepool.gateway.livekit import caller_token
 from voicepool.gateway.requests import Started, StartRequest
 from voicepool.gateway.services import Services
 from voicepool.gateway.tracing import Span
-from voicepool.gateway.view import PoolKey
 
 T = TypeVar("T")
 
 SESSION_ID_PATTERN = r"^[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?$"
 """What Kubernetes takes as the value of a label."""
-_KEYED_SESSIONS = uuid.UUID("6b0f4c0a-9d3d-5c6a-8f5b-0c6d3d1f5a11")
-"""Namespace of the session ids that are derived from an Idempotency-Key; any constant would do."""
 _WAIT = re.compile(r"(?:^|[,;\s])wait\s*=\s*(\d{1,4})(?:$|[,;\s])")
 
 
@@ -35,6 +34,12 @@ class StartBody(BaseModel):
 
     pool: str | None = Field(None, max_length=317)
     """The pool, as `name` or `namespace.name`."""
+    pools: list[Annotated[str, Field(min_length=1, max_length=317)]] | None = Field(None, min_length=1, max_length=10)
+    """Pools that will do, the best first, in place of one."""
+    selector: Selector | None = Field(None, max_length=1024)
+    """The labels of pools that will do, in place of their names: a map, or a string as `kubectl -l` takes it."""
+    namespace: str | None = Field(None, max_length=63)
+    """Of the pools that `selector` is about; the default one if it is left out."""
     agentName: str | None = Field(None, max_length=317)  # noqa: N815 -- as Pipecat Cloud's clients send it
     transport: Literal["livekit"] | None = None
     sessionId: str | None = Field(None, pattern=SESSION_ID_PATTERN)  # noqa: N815 -- the wire's spelling
@@ -57,11 +62,31 @@ class StartAnswer(BaseModel):
     agent: dict[str, str]
 
 
+async def choose(services: Services, caller: Caller, body: StartBody, name: str | None) -> Choice:
+    """The pools that a start is about: those of the body, or the one of that name, or the default.
+
+    Raises:
+        GatewayError: the caller may not use them, there are none, or several ways to name them were used at once.
+    """
+    if not services.synced():
+        raise NotSynced("The gateway has just started and does not know the cluster yet.", retry_after_seconds=1)
+    if sum(way is not None for way in (name, body.pools, body.selector)) > 1:
+        raise BadRequest("Name one pool, or 'pools', or a 'selector'; two of them were sent.")
+    chooser = Chooser(services.view, services.options)
+    if body.pools is not None:
+        return await chooser.several(caller, body.pools)
+    if body.selector is not None:
+        return await chooser.selected(caller, body.selector, body.namespace)
+    if name:
+        return await chooser.one(caller, chooser.key(name))
+    return await chooser.default(caller)
+
+
 async def start_session(
     request: Request,
     services: Services,
     caller: Caller,
-    key: PoolKey,
+    choice: Choice,
     body: StartBody,
     idempotency_key: str | None,
     prefer: str | None,
@@ -73,8 +98,8 @@ async def start_session(
         GatewayError: with the words for the caller.
     """
     with services.tracing.request(request.scope["route"].path, traceparent) as span:
-        span.note(pool=f"{key[0]}/{key[1]}")
-        started, state = await give_agent(request, services, caller, key, body, idempotency_key, prefer, span)
+        span.note(pool=",".join(f"{choice.namespace}/{name}" for name in choice.pools))
+        started, state = await give_agent(request, services, caller, choice, body, idempotency_key, prefer, span)
     token = caller_token(
         started.server,
         room=started.room,
@@ -89,7 +114,7 @@ async def start_session(
         state=state,
         coldStart=started.cold_start,
         botStartSeconds=round(started.seconds, 4),
-        agent={"pod": started.pod.name, "namespace": started.pod.namespace},
+        agent={"pod": started.pod.name, "namespace": started.pod.namespace, "pool": started.pod.pool},
     )
 
 
@@ -97,7 +122,7 @@ async def give_agent(
     request: Request,
     services: Services,
     caller: Caller,
-    key: PoolKey,
+    choice: Choice,
     body: StartBody,
     idempotency_key: str | None,
     prefer: str | None,
@@ -108,8 +133,8 @@ async def give_agent(
     Args:
         request: watched for its caller's hanging up.
         services: the gateway.
-        caller: who asks; whether they may is decided here.
-        key: the pool.
+        caller: who asks; how often they may is decided here, and where by `choose`.
+        choice: the pools that will do.
         body: the session id, if the caller chose one, what the bot gets, and whether to wait.
         idempotency_key: the header.
         prefer: the header.
@@ -118,14 +143,13 @@ async def give_agent(
     Raises:
         GatewayError: with the words for the caller.
     """
-    await caller.require(*key)
-    if not services.synced():
-        raise NotSynced("The gateway has just started and does not know the cluster yet.", retry_after_seconds=1)
-    services.sessions.pool(key)
+    if len(choice.pools) == 1:
+        services.sessions.pool((choice.namespace, choice.pools[0]))
     wanted = StartRequest(
-        namespace=key[0],
-        pool=key[1],
-        session_id=body.sessionId or _session_id(caller, key, idempotency_key),
+        namespace=choice.namespace,
+        pool=choice.pools[0],
+        others=choice.pools[1:],
+        session_id=body.sessionId or choice.session_id(caller, idempotency_key),
         keyed=bool(body.sessionId or idempotency_key),
         body=body.body,
         caller=caller.mark,
@@ -167,13 +191,6 @@ async def _while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
 async def _disconnected(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
-
-
-def _session_id(caller: Caller, key: PoolKey, idempotency_key: str | None) -> str:
-    if idempotency_key is None:
-        return str(uuid.uuid4())
-    # One caller's keys are not another's, and the same key means another session in another pool.
-    return str(uuid.uuid5(_KEYED_SESSIONS, "\0".join((caller.name, *key, idempotency_key))))
 
 
 def _wait_seconds(services: Services, body: StartBody, prefer: str | None) -> float:

@@ -120,6 +120,7 @@ def pool_from_json(obj: Json) -> PoolFact | None:
         spec=spec,
         status=obj.get("status") or {},
         deleting="deletionTimestamp" in metadata,
+        labels=metadata.get("labels") or {},
     )
 
 

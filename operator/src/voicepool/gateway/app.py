@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import FastAPI
 
 from voicepool import __version__
-from voicepool.gateway import bot_routes, errors, routes
+from voicepool.gateway import bot_routes, errors, livekit_routes, routes
 from voicepool.gateway.limits import BodyLimit
 from voicepool.gateway.services import Services
 
@@ -18,6 +18,7 @@ def create_app(services: Services) -> FastAPI:
     app.state.services = services
     errors.install(app)
     app.include_router(routes.router)
+    app.include_router(livekit_routes.router)
     app.include_router(bot_routes.router)
     app.include_router(routes.probes)
     app.add_middleware(

@@ -17,7 +17,7 @@ from voicepool.gateway import advice, records
 from voicepool.gateway.auth import ANONYMOUS, Caller
 from voicepool.gateway.errors import BadRequest, NotSynced, PoolNotFound, SessionNotFound
 from voicepool.gateway.livekit import caller_token
-from voicepool.gateway.requests import StartRequest
+from voicepool.gateway.requests import Started, StartRequest
 from voicepool.gateway.services import Services
 from voicepool.gateway.tracing import Span
 from voicepool.gateway.view import PoolKey, is_live
@@ -133,7 +133,7 @@ async def start_in_pool(
     traceparent: Annotated[str | None, Header(max_length=255)] = None,
 ) -> StartAnswer:
     """Start a session with a warm agent of this pool."""
-    key = _named_pool(services, pool)
+    key = named_pool(services, pool)
     return await _start(request, services, caller, key, body or StartBody(), idempotency_key, prefer, traceparent)
 
 
@@ -244,21 +244,15 @@ async def _start_traced(
     prefer: str | None,
     span: Span,
 ) -> StartAnswer:
-    caller.require(*key)
-    if not services.synced():
-        raise NotSynced("The gateway has just started and does not know the cluster yet.", retry_after_seconds=1)
-    services.sessions.pool(key)
     wanted = StartRequest(
         namespace=key[0],
         pool=key[1],
-        session_id=body.sessionId or _session_id(caller, key, idempotency_key),
+        session_id=body.sessionId or session_id_of(caller, key, idempotency_key),
         keyed=bool(body.sessionId or idempotency_key),
         body=body.body,
         span=span,
     )
-    span.note(session=wanted.session_id)
-    started = await _while_connected(request, services.sessions.start(wanted))
-    span.note(pod=started.pod.name, cold_start=started.cold_start)
+    started = await begin(request, services, caller, wanted)
     state = "accepted"
     wait_seconds = _wait_seconds(services, body, prefer)
     if wait_seconds:
@@ -282,6 +276,18 @@ async def _start_traced(
         botStartSeconds=round(started.seconds, 4),
         agent={"pod": started.pod.name, "namespace": started.pod.namespace},
     )
+
+
+async def begin(request: Request, services: Services, caller: Caller, wanted: StartRequest) -> Started:
+    """Have a session started for a caller who stays connected."""
+    caller.require(*wanted.key)
+    if not services.synced():
+        raise NotSynced("The gateway has just started and does not know the cluster yet.", retry_after_seconds=1)
+    services.sessions.pool(wanted.key)
+    wanted.span.note(session=wanted.session_id)
+    started = await _while_connected(request, services.sessions.start(wanted))
+    wanted.span.note(pod=started.pod.name, cold_start=started.cold_start)
+    return started
 
 
 async def _while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
@@ -308,7 +314,8 @@ async def _disconnected(request: Request) -> None:
         pass
 
 
-def _session_id(caller: Caller, key: PoolKey, idempotency_key: str | None) -> str:
+def session_id_of(caller: Caller, key: PoolKey, idempotency_key: str | None) -> str:
+    """A new session's id, or the one that belongs to a caller's ``Idempotency-Key``."""
     if idempotency_key is None:
         return str(uuid.uuid4())
     # One caller's keys are not another's, and the same key means another session in another pool.
@@ -323,7 +330,7 @@ def _wait_seconds(services: Services, body: StartBody, prefer: str | None) -> fl
     return options.joined_wait_seconds if body.waitFor == "joined" else 0.0
 
 
-def _named_pool(services: Services, name: str) -> PoolKey:
+def named_pool(services: Services, name: str) -> PoolKey:
     """``name`` in the default namespace, or ``namespace.name``."""
     own = (services.options.default_namespace, name)
     if own in services.view.pools or "." not in name:
@@ -335,7 +342,7 @@ def _named_pool(services: Services, name: str) -> PoolKey:
 def _chosen_pool(services: Services, caller: Caller, name: str | None) -> PoolKey:
     name = name or services.options.default_pool
     if name:
-        return _named_pool(services, name)
+        return named_pool(services, name)
     mine = [key for key in services.view.pools if caller.may_use(*key)]
     if len(mine) == 1:
         return mine[0]
@@ -345,7 +352,7 @@ def _chosen_pool(services: Services, caller: Caller, name: str | None) -> PoolKe
 
 def known_pool(services: Services, caller: Caller, name: str) -> PoolKey:
     """The pool of that name, which the caller may use; whether it exists is not said."""
-    key = _named_pool(services, name)
+    key = named_pool(services, name)
     caller.require(*key)
     return key
 

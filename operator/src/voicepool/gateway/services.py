@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from voicepool.gateway.advice import Advisor
 from voicepool.gateway.auth import ApiKeys
+from voicepool.gateway.ended_rooms import EndedRooms
+from voicepool.gateway.inbound import InboundCalls
 from voicepool.gateway.metrics import GatewayMetrics
 from voicepool.gateway.options import GatewayOptions
 from voicepool.gateway.route_proxy import RouteProxy
@@ -24,6 +26,8 @@ class Services:
     advisor: Advisor
     keys: ApiKeys
     route_proxy: RouteProxy
+    inbound: InboundCalls
+    ended_rooms: EndedRooms
     metrics: GatewayMetrics
     tracing: Tracing
     options: GatewayOptions

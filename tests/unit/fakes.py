@@ -406,6 +406,9 @@ class FakeRooms:
         """Who is in a room, by identity."""
         self.servers: list[str] = []
         """The address of the server of each deletion."""
+        self.asked = 0
+        self.hold: asyncio.Event | None = None
+        """Answers wait for it."""
         self._sids = itertools.count(1)
 
     def open(self, room: str, *identities: str) -> RoomState:
@@ -442,7 +445,10 @@ class FakeRooms:
         return True
 
     async def _answer(self, server: LiveKitServer) -> None:
+        self.asked += 1
         await asyncio.sleep(0)
+        if self.hold is not None:
+            await self.hold.wait()
         if self.down:
             raise LiveKitUnavailable(f"The LiveKit server at {server.url} did not answer.", retry_after_seconds=2)
 

@@ -16,7 +16,7 @@ from tests.unit.gateways import Gateway, World, until, world
 from voicepool.gateway.livekit import RoomState
 from voicepool.kube.api import PODS, POOLS, SECRETS, Json
 
-FAST = {"room_left_seconds": 0.02, "room_uncertain_seconds": 0.05}
+FAST: dict[str, Any] = {"room_left_seconds": 0.02, "room_uncertain_seconds": 0.05}
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import logging
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import jwt
 import pytest
@@ -349,7 +350,7 @@ async def test_with_livekit_down_nothing_is_bound(here: World) -> None:
     assert (await gateway.start()).status_code == 200
 
 
-async def with_a_server_that_works(here: World, **options: float) -> Gateway:
+async def with_a_server_that_works(here: World, **options: Any) -> Gateway:
     """A gateway that has just made a room, for a call that has ended."""
     here.pool(onEmpty={"policy": "Reject"})
     here.pods(1)

@@ -267,6 +267,11 @@ def livekit_url(cluster: Cluster) -> str:
     return f"ws://{cluster.node_address}:{LIVEKIT_PORT}"
 
 
+def livekit_key(cluster: Cluster) -> str:
+    """The LiveKit server's own key. Raises ClusterError."""
+    return secret_values(cluster, LIVEKIT_SECRET, LIVEKIT_NAMESPACE)["api-key"]
+
+
 def livekit_secret(cluster: Cluster) -> str:
     """The LiveKit server's own secret. Raises ClusterError."""
     return secret_values(cluster, LIVEKIT_SECRET, LIVEKIT_NAMESPACE)["api-secret"]
@@ -275,7 +280,12 @@ def livekit_secret(cluster: Cluster) -> str:
 def _install_livekit(cluster: Cluster, *, restart: bool) -> None:
     namespace, deployment = yaml.safe_load_all((MANIFESTS / "livekit.yaml").read_text())
     cluster.apply(json.dumps(namespace))
-    if not secret_values(cluster, LIVEKIT_SECRET, LIVEKIT_NAMESPACE):
+    made = secret_values(cluster, LIVEKIT_SECRET, LIVEKIT_NAMESPACE)
+    if made and "webhook" not in json.loads(made["livekit.yaml"]):
+        # A cluster from before LiveKit told the gateway of its rooms.
+        cluster.kubectl("delete", "secret", LIVEKIT_SECRET, "--namespace", LIVEKIT_NAMESPACE)
+        made, restart = {}, True
+    if not made:
         _make_livekit_secret(cluster)
     cluster.apply(json.dumps(deployment))
     where = ("deployment/livekit", "--namespace", LIVEKIT_NAMESPACE)
@@ -298,6 +308,10 @@ def _make_livekit_secret(cluster: Cluster) -> None:
         "port": LIVEKIT_PORT,
         "keys": {key: secret},
         "rtc": {"tcp_port": 7881, "udp_port": 7882, "use_external_ip": False},
+        "webhook": {
+            "api_key": key,
+            "urls": [f"http://{cluster.node_address}:{GATEWAY_PORT}/livekit/webhook"],
+        },
         "logging": {"level": "info", "json": True},
     }
     values = {"api-key": key, "api-secret": secret, "livekit.yaml": json.dumps(configuration)}

@@ -18,7 +18,7 @@ import jwt
 
 from voicepool.agents import AgentStatus
 from voicepool.gateway.delivery import Accepted, Courier, NotReached, Outcome, Refused, Unknown
-from voicepool.gateway.livekit import LiveKitServer
+from voicepool.gateway.livekit import LiveKitServer, RoomState
 from voicepool.kube.api import PODS, Json
 from voicepool.model import AGENT_CONTAINER, PodFact
 
@@ -395,3 +395,15 @@ class SimulatedRooms:
         await asyncio.sleep(0.001)
         session = identity.removeprefix("agent-")
         return any(agent.state == "joined" and agent.session == session for agent in self._cluster.agents.values())
+
+    async def find(self, server: LiveKitServer, room: str) -> RoomState | None:
+        await asyncio.sleep(0.001)
+        return None
+
+    async def callers(self, server: LiveKitServer, room: str) -> int:
+        await asyncio.sleep(0.001)
+        return 0
+
+    async def delete(self, server: LiveKitServer, room: str) -> bool:
+        await asyncio.sleep(0.001)
+        return False

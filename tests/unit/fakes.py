@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from tests.sim.semantics import json_patch, merge_patch, selects
 
 from voicepool.gateway.errors import LiveKitUnavailable
-from voicepool.gateway.livekit import LiveKitServer
+from voicepool.gateway.livekit import LiveKitServer, RoomState
 from voicepool.kube.api import (
     PODS,
     POOLS,
@@ -465,16 +465,58 @@ class FakeRooms:
 
     def __init__(self) -> None:
         self.made: list[str] = []
+        self.deleted: list[str] = []
         self.down = False
+        self.states: dict[str, RoomState] = {}
+        self.present: dict[str, list[str]] = {}
+        """Who is in a room, by identity."""
+        self.servers: list[str] = []
+        """The address of the server of each deletion."""
+        self.asked = 0
+        self.hold: asyncio.Event | None = None
+        """Answers wait for it."""
+        self._sids = itertools.count(1)
+
+    def open(self, room: str, *identities: str) -> RoomState:
+        """Somebody has made a room and is in it."""
+        self.states[room] = RoomState(f"RM_{next(self._sids)}", datetime.now(UTC) - timedelta(seconds=5))
+        self.present[room] = list(identities)
+        return self.states[room]
 
     async def create(self, server: LiveKitServer, room: str, *, empty_timeout_seconds: int) -> None:
-        await asyncio.sleep(0)
-        if self.down:
-            raise LiveKitUnavailable(f"The LiveKit server at {server.url} did not answer.", retry_after_seconds=2)
+        await self._answer(server)
         self.made.append(room)
+        if room not in self.states:
+            self.open(room)
 
     async def has(self, server: LiveKitServer, room: str, identity: str) -> bool:
-        return False
+        await self._answer(server)
+        return identity in self.present.get(room, ())
+
+    async def find(self, server: LiveKitServer, room: str) -> RoomState | None:
+        await self._answer(server)
+        return self.states.get(room)
+
+    async def callers(self, server: LiveKitServer, room: str) -> int:
+        await self._answer(server)
+        return sum(not identity.startswith("agent-") for identity in self.present.get(room, ()))
+
+    async def delete(self, server: LiveKitServer, room: str) -> bool:
+        await self._answer(server)
+        if self.states.pop(room, None) is None:
+            return False
+        self.present.pop(room, None)
+        self.deleted.append(room)
+        self.servers.append(server.url)
+        return True
+
+    async def _answer(self, server: LiveKitServer) -> None:
+        self.asked += 1
+        await asyncio.sleep(0)
+        if self.hold is not None:
+            await self.hold.wait()
+        if self.down:
+            raise LiveKitUnavailable(f"The LiveKit server at {server.url} did not answer.", retry_after_seconds=2)
 
 
 def secret_object(name: str, **values: str) -> Json:

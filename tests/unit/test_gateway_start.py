@@ -7,6 +7,7 @@ import logging
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import jwt
 import pytest
@@ -347,6 +348,68 @@ async def test_with_livekit_down_nothing_is_bound(here: World) -> None:
     assert not here.kube.bound()
     here.rooms.down = False
     assert (await gateway.start()).status_code == 200
+
+
+async def with_a_server_that_works(here: World, **options: Any) -> Gateway:
+    """A gateway that has just made a room, for a call that has ended."""
+    here.pool(onEmpty={"policy": "Reject"})
+    here.pods(1)
+    gateway = await here.gateway(**options)
+    assert (await gateway.start()).status_code == 200
+    return gateway
+
+
+async def test_with_a_livekit_that_works_the_room_is_made_side_by_side_with_the_bind(here: World) -> None:
+    gateway = await with_a_server_that_works(here)
+    (name,) = here.pods(1, first=1)
+    here.rooms.hold = asyncio.Event()
+    start = asyncio.create_task(gateway.start())
+    await until(lambda: name in [pod["metadata"]["name"] for pod in here.kube.bound()])
+    assert not here.agents.of(name).claims, "nothing is delivered before the room is there"
+    here.rooms.hold.set()
+    assert (await start).json()["agent"]["pod"] == name
+
+
+async def test_a_room_that_fails_beside_its_bind_costs_one_pod_and_the_next_one_none(here: World) -> None:
+    gateway = await with_a_server_that_works(here)
+    lost, kept = here.pods(2, first=1)
+    here.rooms.down = True
+    for _ in range(3):
+        assert (await gateway.start()).json()["code"] == "LIVEKIT_UNAVAILABLE"
+        await gateway.services.sessions.settled()
+    left = [pod["metadata"]["name"] for pod in here.kube.pods()]
+    assert len({lost, kept} & set(left)) == 1
+    assert len(here.kube.bound()) == 1, "of the call that began before"
+    here.rooms.down = False
+    assert (await gateway.start()).status_code == 200
+
+
+async def test_a_livekit_of_which_nothing_was_heard_for_a_while_comes_before_the_bind(here: World) -> None:
+    gateway = await with_a_server_that_works(here, livekit_trusted_seconds=0.0)
+    here.pods(1, first=1)
+    here.rooms.down = True
+    assert (await gateway.start()).json()["code"] == "LIVEKIT_UNAVAILABLE"
+    await gateway.services.sessions.settled()
+    assert len(here.kube.pods()) == 2
+
+
+async def test_a_bind_that_fails_beside_its_room_fails_as_it_did(here: World) -> None:
+    gateway = await with_a_server_that_works(here)
+    here.pods(1, first=1)
+    here.rooms.hold = asyncio.Event()
+    here.kube.before["patch"] = [Forbidden("no", status=403)]
+    assert (await gateway.start()).json()["code"] == "CLUSTER_UNAVAILABLE"
+    here.rooms.hold.set()
+    assert len(here.kube.bound()) == 1
+
+
+async def test_a_room_that_is_not_made_in_time_leaves_no_bound_pod(here: World) -> None:
+    gateway = await with_a_server_that_works(here, start_deadline_seconds=0.2)
+    (name,) = here.pods(1, first=1)
+    here.rooms.hold = asyncio.Event()
+    assert (await gateway.start()).json()["code"] == "DEADLINE_PASSED"
+    await gateway.services.sessions.settled()
+    assert name not in [pod["metadata"]["name"] for pod in here.kube.pods()]
 
 
 async def test_a_pool_whose_livekit_secret_is_missing_says_so(here: World) -> None:

@@ -180,6 +180,13 @@ class LiveKitSpec(_SpecModel):
     """A Secret in the pool's namespace with the keys api-key and api-secret of that server."""
 
 
+class InboundSpec(_SpecModel):
+    """Which calls come to the pool by themselves, through LiveKit SIP or any other way into a room."""
+
+    room_prefix: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{2,63}$", max_length=64)] | None = None
+    """Whoever joins a room whose name begins so gets an agent of this pool, for example call-. Of several pools the longest prefix wins."""
+
+
 class VoiceAgentPoolSpec(_SpecModel):
     """What the user asks for: how many agents wait, of which kind, and the rules of their sessions."""
 
@@ -209,6 +216,8 @@ class VoiceAgentPoolSpec(_SpecModel):
     """How many pods voicepool recommends to keep warm. Off when it is left out; all defaults when it is {}."""
     livekit: LiveKitSpec = LiveKitSpec()
     """The LiveKit server of the pool; what is left out comes from the gateway's own settings."""
+    inbound: InboundSpec = InboundSpec()
+    """Which calls come to the pool by themselves, through LiveKit SIP or any other way into a room. None unless a prefix is given."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,6 +291,8 @@ class PodFact:
     """The pod is Ready or was so before: its start succeeded."""
     caller: str | None = None
     """The mark of who asked for the session."""
+    bound_by: str | None = None
+    """The gateway that bound it."""
     end_reason: str | None = None
     """The kubelet's one word for why the pod or its agent container ended: OOMKilled, Evicted, Error, ..."""
 

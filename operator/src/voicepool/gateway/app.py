@@ -10,6 +10,7 @@ from voicepool.gateway import (
     bot_routes,
     errors,
     first_system_routes,
+    livekit_routes,
     pipecat_cloud_routes,
     routes,
     session_routes,
@@ -35,6 +36,7 @@ def create_app(services: Services) -> FastAPI:
     app.include_router(stream_routes.router)
     app.include_router(first_system_routes.router)
     app.include_router(pipecat_cloud_routes.router)
+    app.include_router(livekit_routes.router)
     app.include_router(bot_routes.router)
     app.include_router(routes.probes)
     app.add_middleware(

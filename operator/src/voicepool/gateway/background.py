@@ -27,7 +27,7 @@ class Background:
         while self._tasks:
             await asyncio.gather(*self._tasks)
 
-    async def close(self, others: Iterable[asyncio.Task[Any]], *, timeout_seconds: float) -> None:
+    async def close(self, others: Iterable[asyncio.Task[Any]] = (), *, timeout_seconds: float) -> None:
         """Wait for what still runs, here and among the others, then stop it."""
         tasks = {*self._tasks, *others}
         if tasks:

@@ -5,13 +5,14 @@ what to do; it never carries a secret, a body or a stack trace.
 
 GatewayError
 +-- BadRequest           400 INVALID_REQUEST, MALFORMED_JSON
-+-- Unauthenticated      401 UNAUTHENTICATED, NO_API_KEYS
++-- Unauthenticated      401 UNAUTHENTICATED, NO_API_KEYS, INVALID_WEBHOOK
 +-- NotAllowed           403 POOL_NOT_ALLOWED
 +-- PoolNotFound         404 POOL_NOT_FOUND
 +-- SessionNotFound      404 SESSION_NOT_FOUND
 +-- RouteNotFound        404 NOT_FOUND
 +-- SessionEnded         409 SESSION_ENDED
 +-- SessionElsewhere     409 SESSION_IN_OTHER_POOL
++-- RoomEnded            409 ROOM_ENDED
 +-- BodyTimeout          408 BODY_TIMEOUT
 +-- BodyTooLarge         413 BODY_TOO_LARGE
 +-- TooManyFailures      429 TOO_MANY_FAILURES
@@ -122,6 +123,12 @@ class SessionElsewhere(GatewayError):
     """The session id is in use in another pool."""
 
     status, code, error = 409, "SESSION_IN_OTHER_POOL", "Session belongs to another pool"
+
+
+class RoomEnded(GatewayError):
+    """The room in which a caller waited is no longer there. Nobody is told: it is an outcome in the metrics, and a line in the log."""
+
+    status, code, error = 409, "ROOM_ENDED", "Room has ended"
 
 
 class BodyTimeout(GatewayError):

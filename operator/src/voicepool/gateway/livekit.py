@@ -9,9 +9,10 @@ from __future__ import annotations
 import base64
 import binascii
 import datetime
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Protocol
 
 import aiohttp
@@ -22,6 +23,11 @@ from voicepool.kube.api import SECRETS, Json, KubeApi, KubeApiError, NotFound
 from voicepool.model import PoolFact
 
 _KEYS = ("url", "api-key", "api-secret")
+
+_UNREADABLE_SECONDS = 5.0
+
+CALLER_KINDS = (livekit_api.ParticipantInfo.Kind.STANDARD, livekit_api.ParticipantInfo.Kind.SIP)
+"""The kinds of participants that are people; the others are agents, recorders and sources of media."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +46,16 @@ class LiveKitServer:
         return self.public_url or self.url
 
 
+@dataclass(frozen=True, slots=True)
+class RoomState:
+    """A room that is there."""
+
+    sid: str
+    """LiveKit's own id: a room that is made again under the same name has another one."""
+    created_at: datetime.datetime
+    """In whole seconds, by the LiveKit server's clock."""
+
+
 class Rooms(Protocol):
     """What the gateway asks of a LiveKit server."""
 
@@ -55,6 +71,18 @@ class Rooms(Protocol):
         """Whether a participant is in a room; raises as `create` does."""
         ...
 
+    async def find(self, server: LiveKitServer, room: str) -> RoomState | None:
+        """A room, None when it is not there; raises as `create` does."""
+        ...
+
+    async def callers(self, server: LiveKitServer, room: str) -> int:
+        """How many people are in a room, by browser or telephone; raises as `create` does."""
+        ...
+
+    async def delete(self, server: LiveKitServer, room: str) -> bool:
+        """Delete a room, which ends everybody's connection to it; False when it was not there. Raises as `create` does."""
+        ...
+
 
 class LiveKitRooms:
     """Rooms of real LiveKit servers, over one HTTP session.
@@ -68,6 +96,7 @@ class LiveKitRooms:
 
     async def create(self, server: LiveKitServer, room: str, *, empty_timeout_seconds: int) -> None:
         """See `Rooms.create`."""
+        # No limit on participants: a colleague whom the agent brings in, a supervisor or a recorder must be able to join.
         request = livekit_api.CreateRoomRequest(name=room, empty_timeout=empty_timeout_seconds, departure_timeout=20)
         try:
             await self._client(server).room.create_room(request)
@@ -76,15 +105,45 @@ class LiveKitRooms:
 
     async def has(self, server: LiveKitServer, room: str, identity: str) -> bool:
         """See `Rooms.has`."""
+        return any(participant.identity == identity for participant in await self._participants(server, room))
+
+    async def find(self, server: LiveKitServer, room: str) -> RoomState | None:
+        """See `Rooms.find`."""
         try:
-            answer = await self._client(server).room.list_participants(livekit_api.ListParticipantsRequest(room=room))
+            answer = await self._client(server).room.list_rooms(livekit_api.ListRoomsRequest(names=[room]))
+        except (livekit_api.TwirpError, aiohttp.ClientError, TimeoutError) as error:
+            raise _unavailable(server, error) from None
+        for found in answer.rooms:
+            if found.name == room:
+                return RoomState(found.sid, datetime.datetime.fromtimestamp(found.creation_time, datetime.UTC))
+        return None
+
+    async def callers(self, server: LiveKitServer, room: str) -> int:
+        """See `Rooms.callers`."""
+        return sum(participant.kind in CALLER_KINDS for participant in await self._participants(server, room))
+
+    async def delete(self, server: LiveKitServer, room: str) -> bool:
+        """See `Rooms.delete`."""
+        try:
+            await self._client(server).room.delete_room(livekit_api.DeleteRoomRequest(room=room))
         except livekit_api.TwirpError as error:
             if error.code == "not_found":
                 return False
             raise _unavailable(server, error) from None
         except (aiohttp.ClientError, TimeoutError) as error:
             raise _unavailable(server, error) from None
-        return any(participant.identity == identity for participant in answer.participants)
+        return True
+
+    async def _participants(self, server: LiveKitServer, room: str) -> Sequence[livekit_api.ParticipantInfo]:
+        try:
+            answer = await self._client(server).room.list_participants(livekit_api.ListParticipantsRequest(room=room))
+        except livekit_api.TwirpError as error:
+            if error.code == "not_found":
+                return ()
+            raise _unavailable(server, error) from None
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise _unavailable(server, error) from None
+        return tuple(answer.participants)
 
     def _client(self, server: LiveKitServer) -> livekit_api.LiveKitAPI:
         return livekit_api.LiveKitAPI(
@@ -112,6 +171,7 @@ class LiveKitServers:
         self._monotonic = monotonic
         self._cache_seconds = cache_seconds
         self._secrets: dict[tuple[str, str], tuple[float, dict[str, str]]] = {}
+        self._unreadable: dict[tuple[str, str], float] = {}
         self._own_read: tuple[float, dict[str, str]] | None = None
         """Until when it is good, and what it is."""
 
@@ -142,6 +202,31 @@ class LiveKitServers:
             api_secret=values["api-secret"],
             public_url=values.get("public-url", ""),
         )
+
+    async def with_key(self, api_key: str, pools: Iterable[PoolFact]) -> dict[str, list[PoolFact]]:
+        """The secrets that go with a key, each with the pools whose server has both; servers that are not configured are passed over.
+
+        The gateway's own secret is among them, also where it is no pool's. Whoever asks may be anybody: a Secret that could not be read is
+        not tried again for `_UNREADABLE_SECONDS`.
+        """
+        found: dict[str, list[PoolFact]] = {}
+        own = self._own()
+        if own.get("api-key") == api_key and own.get("api-secret"):
+            found[own["api-secret"]] = []
+        for pool in pools:
+            place = (pool.namespace, pool.spec.livekit.secret_name or "")
+            if self._monotonic() < self._unreadable.get(place, 0.0):
+                continue
+            try:
+                server = await self.of(pool)
+            except LiveKitUnavailable:
+                if place[1]:
+                    self._unreadable[place] = self._monotonic() + _UNREADABLE_SECONDS
+                continue
+            self._unreadable.pop(place, None)
+            if server.api_key == api_key:
+                found.setdefault(server.api_secret, []).append(pool)
+        return found
 
     def _own(self) -> dict[str, str]:
         if self._own_read is not None and self._monotonic() < self._own_read[0]:
@@ -180,11 +265,21 @@ class LiveKitServers:
         return values
 
 
-def caller_token(server: LiveKitServer, *, room: str, identity: str, ttl_seconds: float) -> str:
+def caller_token(
+    server: LiveKitServer,
+    *,
+    room: str,
+    identity: str,
+    ttl_seconds: float,
+    name: str = "",
+    metadata: str = "",
+    attributes: Mapping[str, str] = MappingProxyType({}),
+) -> str:
     """A token for a caller: one room, the microphone, listening and data; nothing else, and for minutes."""
     grants = _grants(room)
     grants.can_publish_sources = ["microphone"]
     token = livekit_api.AccessToken(server.api_key, server.api_secret).with_identity(identity).with_kind("standard")
+    token = token.with_name(name).with_metadata(metadata).with_attributes(dict(attributes))
     return token.with_ttl(datetime.timedelta(seconds=ttl_seconds)).with_grants(grants).to_jwt()
 
 

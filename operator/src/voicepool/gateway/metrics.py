@@ -65,3 +65,15 @@ class GatewayMetrics:
             (*pool, "result"),
             registry=self.registry,
         )
+        self.rooms = Counter(
+            "voicepool_gateway_rooms_closed",
+            "Rooms of sessions that have ended, by what became of them",
+            (*pool, "outcome"),
+            registry=self.registry,
+        )
+        self.webhooks = Counter(
+            "voicepool_gateway_livekit_webhooks",
+            "Webhooks of LiveKit servers by what followed from them",
+            ("outcome",),
+            registry=self.registry,
+        )

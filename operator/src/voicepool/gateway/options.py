@@ -42,6 +42,13 @@ class GatewayOptions:
     """LiveKit's server accepts a token for a minute past its expiry (``tokenLeeway`` in its ``auth`` package). An agent's token is dated that much
     earlier, so that it really is refused from the assignment's expiry on."""
     livekit_timeout_seconds: float = 5.0
+    livekit_trusted_seconds: float = 60.0
+    """So long after a room was made on a LiveKit server the next one there is made side by side with the bind. Else it comes before the bind, so that a
+    server that is down costs no warm pod for each caller."""
+    room_left_seconds: float = 5.0
+    """How long after a session's end another gateway than the one that bound it deletes its room, if it is still there."""
+    room_uncertain_seconds: float = 60.0
+    """The same where the agent left no summary, so that it may never have had the session; what callers of the pool may wait for a pod comes on top."""
     secret_cache_seconds: float = 30.0
     joined_wait_seconds: float = 20.0
     """``waitFor: joined`` without a time of its own."""

@@ -13,6 +13,15 @@ from voicepool.model import PodFact
 
 
 @dataclass(frozen=True, slots=True)
+class CallersRoom:
+    """A room that was there before its session: its caller is in it, and the gateway neither makes it nor makes it again."""
+
+    name: str
+    sid: str
+    """Which room of that name."""
+
+
+@dataclass(frozen=True, slots=True)
 class StartRequest:
     """Somebody wants an agent."""
 
@@ -22,6 +31,8 @@ class StartRequest:
     session_id: str
     keyed: bool
     """The caller may send the same session again, here or to another gateway."""
+    callers_room: CallersRoom | None = None
+    """Where the caller waits; without it the session gets a room of its own."""
     body: Any = field(default=None, repr=False)
     caller: str | None = None
     """The mark of who asks; None: nobody whose sessions are counted. Callers take turns where they wait."""
@@ -43,6 +54,13 @@ class StartRequest:
     def of(self, pool: str) -> StartRequest:
         """The request when its pool is chosen."""
         return replace(self, pool=pool, others=()) if self.others else self
+
+    @property
+    def room(self) -> str:
+        """The name of the session's room."""
+        if self.callers_room is not None:
+            return self.callers_room.name
+        return room_name(self.namespace, self.pool, self.session_id)
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,9 @@ from voicepool.gateway.auth import ApiKeys
 from voicepool.gateway.changes import Changes
 from voicepool.gateway.custom_metrics import CustomMetrics
 from voicepool.gateway.delivery import Courier
+from voicepool.gateway.ended_rooms import EndedRooms
 from voicepool.gateway.failures import Failures
+from voicepool.gateway.inbound import InboundCalls
 from voicepool.gateway.jwks import SigningKeys, fetcher
 from voicepool.gateway.livekit import LiveKitRooms, LiveKitServers, Rooms
 from voicepool.gateway.metrics import GatewayMetrics
@@ -192,6 +194,10 @@ async def running(
     tracing = tracing or make_tracing(os.environ, instance=identity)
     async with agents, livekit, issuers, others, bots, contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(tracing.close)
+        servers = LiveKitServers(
+            kube, settings.livekit_folder, monotonic=loop.time, cache_seconds=options.secret_cache_seconds
+        )
+        rooms = rooms or LiveKitRooms(livekit)
         sessions = Sessions(
             kube=kube,
             view=view,
@@ -203,10 +209,8 @@ async def running(
                 status_timeout_seconds=options.status_timeout_seconds,
             ),
             signer=signer,
-            servers=LiveKitServers(
-                kube, settings.livekit_folder, monotonic=loop.time, cache_seconds=options.secret_cache_seconds
-            ),
-            rooms=rooms or LiveKitRooms(livekit),
+            servers=servers,
+            rooms=rooms,
             options=options,
             metrics=metrics,
             identity=identity,
@@ -215,6 +219,19 @@ async def running(
             now=now,
         )
         pools.handlers.append(lambda key, _old, new: sessions.demand.forget(key) if new is None else None)
+        inbound = InboundCalls(view=view, sessions=sessions, servers=servers, rooms=rooms, metrics=metrics)
+        ended_rooms = EndedRooms(
+            view=view,
+            sessions=sessions,
+            servers=servers,
+            rooms=rooms,
+            options=options,
+            metrics=metrics,
+            identity=identity,
+            now=now,
+        )
+        pools.handlers.append(ended_rooms.pool_changed)
+        pods.handlers.append(lambda _key, old, new: ended_rooms.pod_changed(old, new))
         peers = Peers(
             kube,
             others,
@@ -243,6 +260,8 @@ async def running(
                 logs=SessionLogs(logs, options),
                 changes=changes,
                 streams=Streams(options),
+                inbound=inbound,
+                ended_rooms=ended_rooms,
                 metrics=metrics,
                 tracing=tracing,
                 options=options,
@@ -251,7 +270,10 @@ async def running(
                 ),
             )
         finally:
-            await sessions.close(timeout_seconds=_GRACE_SECONDS)
+            await asyncio.gather(
+                sessions.close(timeout_seconds=_GRACE_SECONDS), inbound.close(timeout_seconds=_GRACE_SECONDS)
+            )
+            await ended_rooms.close()
             for task in informers:
                 task.cancel()
             await asyncio.gather(*informers, return_exceptions=True)

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from voicepool.gateway.access import Access
 from voicepool.gateway.advice import Advisor
 from voicepool.gateway.changes import Changes
+from voicepool.gateway.ended_rooms import EndedRooms
+from voicepool.gateway.inbound import InboundCalls
 from voicepool.gateway.metrics import GatewayMetrics
 from voicepool.gateway.options import GatewayOptions
 from voicepool.gateway.quota import Quota
@@ -32,6 +34,8 @@ class Services:
     logs: SessionLogs
     changes: Changes
     streams: Streams
+    inbound: InboundCalls
+    ended_rooms: EndedRooms
     metrics: GatewayMetrics
     tracing: Tracing
     options: GatewayOptions

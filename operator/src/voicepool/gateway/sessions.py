@@ -42,13 +42,14 @@ from voicepool.gateway.errors import (
     PoolAtCapacity,
     PoolNotFound,
     QueueFull,
+    RoomEnded,
     SessionElsewhere,
     SessionEnded,
 )
 from voicepool.gateway.livekit import LiveKitServer, LiveKitServers, Rooms
 from voicepool.gateway.metrics import GatewayMetrics
 from voicepool.gateway.options import GatewayOptions
-from voicepool.gateway.requests import Hold, Started, StartRequest, room_name, words
+from voicepool.gateway.requests import Hold, Started, StartRequest, words
 from voicepool.gateway.view import ClusterView, PoolKey, is_live
 from voicepool.kube.api import PODS, Conflict, Json, KubeApi, KubeApiError, NotFound, pages
 from voicepool.model import LABEL_SESSION, PodFact, PoolFact
@@ -127,6 +128,7 @@ class Sessions:
         self._now = now
         self._jitter = jitter
         self._flights: dict[tuple[tuple[PoolKey, ...], str], _Flight] = {}
+        self._trusted_until: dict[LiveKitServer, float] = {}
         self._background = Background()
         self._deliverer = Deliverer(courier=courier, signer=signer, rooms=rooms, options=options, now=now)
         self._binder = Binder(
@@ -262,7 +264,7 @@ class Sessions:
             return Started(
                 session_id=wanted.session_id,
                 pod=pod,
-                room=pod.room or room_name(pod.namespace, pod.pool, wanted.session_id),
+                room=pod.room or wanted.of(pod.pool).room,
                 server=offers[pod.pool].server,
                 cold_start=pod.cold_start == wanted.session_id,
                 seconds=loop.time() - began,
@@ -292,22 +294,12 @@ class Sessions:
                     offers[candidate.pool].pool,
                     offers[candidate.pool].server,
                 )
-                room = room_name(request.namespace, request.pool, request.session_id)
+                room = request.room
                 # Waiting for a pod has its own limits, which the pool sets.
                 queued_seconds += loop.time() - waited
                 deadline += loop.time() - waited
                 async with asyncio.timeout_at(deadline):
-                    try:
-                        with request.span.child("room"):
-                            await self._rooms.create(
-                                server, room, empty_timeout_seconds=pool.spec.session.join_timeout_seconds + 30
-                            )
-                    except BaseException:
-                        self._allocator.release(candidate)
-                        raise
-                    with request.span.child("bind", pod=candidate.name) as step:
-                        bound = await self._binder.bind(candidate, pool, request, room, loop.time() - began, hold)
-                        step.note(outcome="conflict" if bound is None else "bound")
+                    bound = await self._bind_with_room(candidate, pool, request, server, loop.time() - began, hold)
                     if bound is None:
                         conflicts += 1
                         request.span.note(conflicts=conflicts)
@@ -342,6 +334,66 @@ class Sessions:
                 f"No agent of {_named(wanted)} took the session within {self._options.start_deadline_seconds:g} s.",
                 retry_after_seconds=2,
             ) from None
+
+    async def _bind_with_room(
+        self,
+        candidate: PodFact,
+        pool: PoolFact,
+        request: StartRequest,
+        server: LiveKitServer,
+        waited_seconds: float,
+        hold: list[Hold],
+    ) -> PodFact | None:
+        """Bind the pod, and see to the room; None when the pod is lost.
+
+        Side by side where the server has just made a room: a round trip less. When the room then fails after all, the pod is in `hold`, and is given
+        up as one that nothing was sent to. Else the room comes first: a server that is down would cost a warm pod for each caller whom it refuses.
+        A caller's own room comes first too: that it has gone is nothing unusual.
+        """
+        trusted = asyncio.get_running_loop().time() < self._trusted_until.get(server, 0.0)
+        if not trusted or request.callers_room is not None:
+            try:
+                await self._see_to_room(pool, request, server)
+            except BaseException:
+                self._allocator.release(candidate)
+                raise
+            return await self._bind(candidate, pool, request, waited_seconds, hold)
+        making = asyncio.create_task(self._see_to_room(pool, request, server))
+        try:
+            bound = await self._bind(candidate, pool, request, waited_seconds, hold)
+            await making
+        finally:
+            making.cancel()
+            await asyncio.gather(making, return_exceptions=True)
+        return bound
+
+    async def _see_to_room(self, pool: PoolFact, request: StartRequest, server: LiveKitServer) -> None:
+        with request.span.child("room"):
+            if request.callers_room is not None:
+                found = await self._rooms.find(server, request.room)
+                if found is None or found.sid != request.callers_room.sid:
+                    raise RoomEnded(f"The room {request.room} of the session {request.session_id} is no longer there.")
+                return
+            try:
+                await self._rooms.create(
+                    server, request.room, empty_timeout_seconds=pool.spec.session.join_timeout_seconds + 30
+                )
+            except LiveKitUnavailable:
+                self._trusted_until.pop(server, None)
+                raise
+            self._trusted_until[server] = asyncio.get_running_loop().time() + self._options.livekit_trusted_seconds
+
+    async def _bind(
+        self, candidate: PodFact, pool: PoolFact, request: StartRequest, waited_seconds: float, hold: list[Hold]
+    ) -> PodFact | None:
+        with request.span.child("bind", pod=candidate.name) as step:
+            bound = await self._binder.bind(candidate, pool, request, request.room, waited_seconds, hold)
+            step.note(outcome="conflict" if bound is None else "bound")
+        return bound
+
+    def in_flight(self, key: PoolKey, session_id: str) -> bool:
+        """Whether this gateway is looking for an agent of this very pool for a session."""
+        return ((key,), session_id) in self._flights
 
     def pool(self, key: PoolKey) -> PoolFact:
         """A pool by its key.

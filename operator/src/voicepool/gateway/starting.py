@@ -143,8 +143,6 @@ async def give_agent(
     Raises:
         GatewayError: with the words for the caller.
     """
-    if len(choice.pools) == 1:
-        services.sessions.pool((choice.namespace, choice.pools[0]))
     wanted = StartRequest(
         namespace=choice.namespace,
         pool=choice.pools[0],
@@ -155,10 +153,7 @@ async def give_agent(
         caller=caller.mark,
         span=span,
     )
-    span.note(session=wanted.session_id)
-    with services.quota.admitted(caller, wanted.namespace, wanted.session_id):
-        started = await _while_connected(request, services.sessions.start(wanted))
-    span.note(pod=started.pod.name, cold_start=started.cold_start)
+    started = await begin(request, services, caller, wanted)
     state = "accepted"
     wait_seconds = _wait_seconds(services, body, prefer)
     if wait_seconds:
@@ -167,6 +162,21 @@ async def give_agent(
             state = await _while_connected(request, waiting)
             waited.note(state=state)
     return started, state
+
+
+async def begin(request: Request, services: Services, caller: Caller, wanted: StartRequest) -> Started:
+    """Have a session started for a caller who stays connected, if he may have one more.
+
+    Raises:
+        GatewayError: with the words for the caller.
+    """
+    if not wanted.others:
+        services.sessions.pool(wanted.key)
+    wanted.span.note(session=wanted.session_id)
+    with services.quota.admitted(caller, wanted.namespace, wanted.session_id):
+        started = await _while_connected(request, services.sessions.start(wanted))
+    wanted.span.note(pod=started.pod.name, cold_start=started.cold_start)
+    return started
 
 
 async def _while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:

@@ -29,6 +29,7 @@ class ClusterView:
         self._warm: dict[PoolKey, dict[str, PodFact]] = {}
         self._bound_on_node: dict[PoolKey, Counter[str]] = {}
         self._sessions_of: dict[str, Counter[tuple[str, str]]] = {}
+        self._in_room: dict[str, dict[str, PodFact]] = {}
         self._names: dict[tuple[str, str], tuple[PoolKey, str]] = {}
         self._listener: Callable[[PoolKey, str, PodFact | None], None] = lambda _key, _uid, _pod: None
 
@@ -56,6 +57,9 @@ class ClusterView:
         self.assigned += pod.state is BindState.BOUND and (before is None or before.state is not BindState.BOUND)
         self._count_call(before, -1)
         self._count_call(pod, 1)
+        self._leaves_room(before)
+        if pod.room:
+            self._in_room.setdefault(pod.room, {})[pod.uid] = pod
         self._names[pod.namespace, pod.name] = (key, pod.uid)
         self._pods.setdefault(key, {})[pod.uid] = pod
         if is_candidate(pod):
@@ -70,13 +74,19 @@ class ClusterView:
         if known is None:
             return
         key, uid = known
-        self._count_call(self._pods[key].pop(uid, None), -1)
+        before = self._pods[key].pop(uid, None)
+        self._count_call(before, -1)
+        self._leaves_room(before)
         self._warm.get(key, {}).pop(uid, None)
         self._listener(key, uid, None)
 
     def pods(self, key: PoolKey) -> Iterable[PodFact]:
         """All pods of a pool."""
         return self._pods.get(key, {}).values()
+
+    def pods_in_room(self, room: str) -> Iterable[PodFact]:
+        """All pods that were bound for a session in this room."""
+        return self._in_room.get(room, {}).values()
 
     def warm(self, key: PoolKey) -> Mapping[str, PodFact]:
         """The candidates of a pool by uid."""
@@ -89,6 +99,12 @@ class ClusterView:
     def sessions_of(self, caller: str) -> Mapping[tuple[str, str], int]:
         """The sessions of a caller, by namespace and session id, that are going on in pods as last seen; with how many pods each has."""
         return self._sessions_of.get(caller, {})
+
+    def _leaves_room(self, pod: PodFact | None) -> None:
+        if pod is not None and pod.room and (pods := self._in_room.get(pod.room)):
+            pods.pop(pod.uid, None)
+            if not pods:
+                del self._in_room[pod.room]
 
     def _count_call(self, pod: PodFact | None, step: int) -> None:
         if pod is None or pod.state is not BindState.BOUND or pod.finished:

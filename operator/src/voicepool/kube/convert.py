@@ -18,6 +18,7 @@ from voicepool.kube.api import PODS, Json
 from voicepool.model import (
     AGENT_CONTAINER,
     ANNOTATION_BOUND_AT,
+    ANNOTATION_BOUND_BY,
     ANNOTATION_CALLER,
     ANNOTATION_COLD_START,
     ANNOTATION_DRAIN_SECONDS,
@@ -163,6 +164,7 @@ def pod_from_json(obj: Json) -> PodFact | None:
         pod_ip=status.get("podIP") or None,
         node=(obj.get("spec") or {}).get("nodeName"),
         room=annotations.get(ANNOTATION_ROOM),
+        bound_by=annotations.get(ANNOTATION_BOUND_BY),
         bound_at=_time(annotations.get(ANNOTATION_BOUND_AT)),
         drain_seconds=_count(annotations.get(ANNOTATION_DRAIN_SECONDS)),
         drain_until=_time(annotations.get(ANNOTATION_DRAIN_UNTIL)),

@@ -1,0 +1,96 @@
+"""What the gateway reads out of a LiveKit server's answers about rooms, over HTTP as the server speaks it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from typing import Any
+
+import aiohttp
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+from livekit import api as livekit_api
+
+from voicepool.gateway.errors import LiveKitUnavailable
+from voicepool.gateway.livekit import LiveKitRooms, LiveKitServer, RoomState
+
+KINDS = livekit_api.ParticipantInfo.Kind
+
+
+class Twirp:
+    """A LiveKit server with one room, or none."""
+
+    def __init__(self) -> None:
+        self.rooms = [livekit_api.Room(name="talk", sid="RM_1", creation_time=1_700_000_000)]
+        self.broken = False
+
+    async def answer(self, request: web.Request) -> web.Response:
+        if self.broken:
+            return web.json_response({"code": "internal", "msg": "broken"}, status=500)
+        method = request.match_info["method"]
+        if method == "ListRooms":
+            return proto(livekit_api.ListRoomsResponse(rooms=self.rooms))
+        if not self.rooms:
+            return web.json_response({"code": "not_found", "msg": "no such room"}, status=404)
+        if method == "DeleteRoom":
+            self.rooms.clear()
+            return proto(livekit_api.DeleteRoomResponse())
+        people = {"caller": KINDS.STANDARD, "phone": KINDS.SIP, "agent-1": KINDS.AGENT, "recorder": KINDS.EGRESS}
+        found = [livekit_api.ParticipantInfo(identity=name, kind=kind) for name, kind in people.items()]
+        return proto(livekit_api.ListParticipantsResponse(participants=found))
+
+
+def proto(message: Any) -> web.Response:
+    return web.Response(body=message.SerializeToString(), content_type="application/protobuf")
+
+
+@pytest.fixture
+async def twirp() -> Twirp:
+    return Twirp()
+
+
+@pytest.fixture
+async def server(twirp: Twirp) -> AsyncIterator[LiveKitServer]:
+    app = web.Application()
+    app.router.add_post("/twirp/livekit.RoomService/{method}", twirp.answer)
+    async with TestServer(app) as running:
+        yield LiveKitServer(f"ws://127.0.0.1:{running.port}", "key", "a-secret-of-more-than-thirty-two-characters")
+
+
+@pytest.fixture
+async def rooms() -> AsyncIterator[LiveKitRooms]:
+    async with aiohttp.ClientSession() as http:
+        yield LiveKitRooms(http)
+
+
+async def test_a_room_is_found_with_its_id_and_age(rooms: LiveKitRooms, server: LiveKitServer) -> None:
+    assert await rooms.find(server, "talk") == RoomState("RM_1", datetime.fromtimestamp(1_700_000_000, UTC))
+    assert await rooms.find(server, "tal") is None
+
+
+async def test_people_count_and_agents_and_recorders_do_not(rooms: LiveKitRooms, server: LiveKitServer) -> None:
+    assert await rooms.callers(server, "talk") == 2
+    assert await rooms.has(server, "talk", "agent-1")
+    assert not await rooms.has(server, "talk", "agent-2")
+
+
+async def test_a_room_is_deleted_once_and_not_there_afterwards(rooms: LiveKitRooms, server: LiveKitServer) -> None:
+    assert await rooms.delete(server, "talk")
+    assert not await rooms.delete(server, "talk")
+    assert await rooms.callers(server, "talk") == 0
+    assert not await rooms.has(server, "talk", "caller")
+
+
+async def test_a_server_that_fails_is_unavailable_to_every_question(
+    rooms: LiveKitRooms, server: LiveKitServer, twirp: Twirp
+) -> None:
+    twirp.broken = True
+    for question in (
+        rooms.find(server, "talk"),
+        rooms.callers(server, "talk"),
+        rooms.delete(server, "talk"),
+        rooms.has(server, "talk", "x"),
+    ):
+        with pytest.raises(LiveKitUnavailable):
+            await question

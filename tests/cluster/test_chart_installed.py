@@ -353,6 +353,7 @@ ALLOWED: dict[str, set[tuple[str, ...]]] = {
     },
     "gateway": {
         *((verb, "pods") for verb in (*READ, "create", "patch", "delete")),
+        ("get", "pods", "--subresource=log"),
         *((verb, "voiceagentpools.voicepool.dev") for verb in READ),
     },
 }

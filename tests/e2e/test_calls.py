@@ -146,7 +146,7 @@ async def test_with_every_pod_broken_a_caller_is_told_so_in_time(
     await until("both agents to park", all_parked)
     answer = await deployment.start(pool, timeout_seconds=10)
     assert (answer.status, answer.code) == (status, "NO_WARM_AGENT")
-    assert f"No warm agent in the pool default/{pool}" in answer.words
+    assert f"of the pods of default/{pool} 0 are in sessions or about to be, 2 are starting" in answer.words
     assert answer.retry_after is not None
     assert not [pod for pod in await asyncio.to_thread(deployment.pods_of, pool) if is_ready(pod)]
 

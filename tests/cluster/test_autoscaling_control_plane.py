@@ -151,6 +151,12 @@ class Gateway:
         async with self.http.post(f"/v1/public/{namespace}.{pool}/start", headers=self.headers) as answer:
             return answer.status
 
+    async def knows(self, namespace: str, pool: str) -> bool:
+        """Whether it has seen the pool."""
+        path = f"/metrics/v1/namespaces/{namespace}/pools/{pool}"
+        async with self.http.get(path, headers=self.headers) as answer:
+            return answer.status == 200
+
     async def metrics(self, namespace: str, pool: str) -> Json:
         path = f"/metrics/v1/namespaces/{namespace}/pools/{pool}"
         async with self.http.get(path, headers=self.headers) as answer:
@@ -315,7 +321,9 @@ async def test_who_has_no_right_to_the_metric_is_refused_by_the_api_server(
     path = f"/apis/{API_GROUP}/{API_VERSION}/namespaces/{operator.namespace}/{RESOURCE}/demo/{METRIC}"
 
     async def known() -> bool:
-        return bool((await gateways[0].metrics(operator.namespace, "demo"))["recommendedReplicas"])
+        return await gateways[0].knows(operator.namespace, "demo") and bool(
+            (await gateways[0].metrics(operator.namespace, "demo"))["recommendedReplicas"]
+        )
 
     await until(known)
     controller = "--as=system:serviceaccount:kube-system:horizontal-pod-autoscaler"

@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 import tarfile
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -212,6 +213,29 @@ def test_a_process_id_used_again_is_not_taken_for_ours() -> None:
     assert processes.is_alive(mine)
     assert not processes.is_alive(replace(mine, start_ticks=mine.start_ticks + 1))
     assert not processes.is_alive(replace(mine, boot="another"))
+
+
+def test_a_process_whose_first_thread_is_gone_is_alive_while_another_goes_on() -> None:
+    program = (
+        "import ctypes, threading, time; "
+        "threading.Thread(target=time.sleep, args=(60,)).start(); "
+        "print(flush=True); "
+        "ctypes.CDLL(None).pthread_exit(None)"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            process.stdout.readline()
+            identity = processes.identify(process.pid)
+            assert identity is not None
+            deadline = time.monotonic() + 10
+            while processes.parse_stat(Path(f"/proc/{process.pid}/stat").read_text())[0] != "Z":
+                assert time.monotonic() < deadline
+            assert processes.is_alive(identity)
+        finally:
+            process.kill()
+        process.wait()
+        assert not processes.is_alive(identity)
 
 
 def test_a_process_that_ignores_the_polite_signal_is_ended_all_the_same(tmp_path: Path) -> None:

@@ -67,9 +67,16 @@ def is_alive(identity: Identity) -> bool:
     with suppress(ChildProcessError):
         os.waitpid(identity.pid, os.WNOHANG)
     found = _stat(identity.pid)
-    return (
-        found is not None and found[1] == identity.start_ticks and found[0] not in "ZX" and identity.boot == boot_id()
-    )
+    if found is None or found[1] != identity.start_ticks or identity.boot != boot_id():
+        return False
+    # The first thread may be dead while others are still ending; they hold the process's ports until then.
+    return found[0] not in "ZX" or _threads(identity.pid) > 1
+
+
+def _threads(pid: int) -> int:
+    with suppress(FileNotFoundError, ProcessLookupError):
+        return len(os.listdir(f"/proc/{pid}/task"))
+    return 0
 
 
 def end(identities: Iterable[Identity], grace_seconds: float) -> None:

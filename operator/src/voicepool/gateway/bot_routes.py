@@ -10,7 +10,7 @@ import re
 from fastapi import APIRouter, Request, Response
 
 from voicepool.gateway.auth import Caller
-from voicepool.gateway.errors import BadRequest, NotSynced, SessionEnded, SessionNotFound
+from voicepool.gateway.errors import BadRequest, SessionEnded, SessionNotFound
 from voicepool.gateway.route_proxy import safe_path
 from voicepool.gateway.routes import Authenticated, Injected, known_pool
 from voicepool.gateway.services import Services
@@ -57,8 +57,7 @@ async def _pass_on(
 ) -> Response:
     """`segments`: how many come before the bot's path."""
     path = safe_path(request.scope["raw_path"], segments, request.path_params["path"])
-    if not services.synced():
-        raise NotSynced("The gateway has just started and does not know the cluster yet.", retry_after_seconds=1)
+    services.require_synced()
     pod = await _carrier(services, keys, session_id)
     return await services.route_proxy.pass_on(request, pod, session_id, path)
 

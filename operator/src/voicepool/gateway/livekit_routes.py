@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Header, Request
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from voicepool.gateway.errors import BadRequest, NotSynced, Unauthenticated
+from voicepool.gateway.errors import BadRequest, Unauthenticated
 from voicepool.gateway.livekit import agent_identity, caller_token
 from voicepool.gateway.requests import StartRequest
 from voicepool.gateway.routes import Authenticated, Injected
@@ -158,9 +158,8 @@ async def webhook(request: Request, services: Injected, authorization: Annotated
     """For LiveKit's server: who joins a room that has a pool's inbound prefix gets an agent. The signature is the authentication."""
     if not authorization:
         raise Unauthenticated("LiveKit's webhooks carry a signature in 'Authorization'.", code="INVALID_WEBHOOK")
-    if not services.synced():
-        # LiveKit sends it again.
-        raise NotSynced("The gateway has just started and does not know the cluster yet.", retry_after_seconds=1)
+    # LiveKit sends it again.
+    services.require_synced()
     verified = await services.inbound.verified(await request.body(), authorization.removeprefix("Bearer "))
     return Heard(outcome=services.inbound.heard(verified))
 

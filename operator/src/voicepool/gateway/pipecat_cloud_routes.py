@@ -11,7 +11,7 @@ from fastapi import APIRouter, Query
 
 from voicepool.gateway import session_routes
 from voicepool.gateway.auth import Caller
-from voicepool.gateway.errors import BadRequest, NotSynced
+from voicepool.gateway.errors import BadRequest
 from voicepool.gateway.routes import Authenticated, Injected
 from voicepool.gateway.services import Services
 from voicepool.gateway.session_logs import MAX_LINES
@@ -30,8 +30,7 @@ async def _key(caller: Caller, namespace: str, pool: str) -> PoolKey:
 @router.get("")
 async def list_pools(services: Injected, caller: Authenticated, namespace: str) -> dict[str, Any]:
     """The pools of a namespace."""
-    if not services.synced():
-        raise NotSynced("The gateway has just started and does not know the cluster yet.", retry_after_seconds=1)
+    services.require_synced()
     keys = await caller.usable(key for key in sorted(services.view.pools) if key[0] == namespace)
     return {"services": [_listed(services.view.pools[key]) for key in keys]}
 
@@ -40,8 +39,7 @@ async def list_pools(services: Injected, caller: Authenticated, namespace: str) 
 async def get_pool(services: Injected, caller: Authenticated, namespace: str, pool: str) -> dict[str, Any]:
     """How a pool is."""
     key = await _key(caller, namespace, pool)
-    if not services.synced():
-        raise NotSynced("The gateway has just started and does not know the cluster yet.", retry_after_seconds=1)
+    services.require_synced()
     return {"body": _status(services, services.sessions.pool(key))}
 
 

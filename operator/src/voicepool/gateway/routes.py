@@ -89,8 +89,7 @@ async def start_in_pool(
 async def pool_metrics(services: Injected, caller: Authenticated, namespace: str, name: str) -> dict[str, Any]:
     """How many pods a pool should keep warm, and from what that follows: for KEDA's metrics-api trigger, and for people."""
     await caller.require(namespace, name)
-    if not services.synced():
-        raise NotSynced("The gateway has just started and does not know the cluster yet.", retry_after_seconds=1)
+    services.require_synced()
     return advice.as_json(await services.advisor.advise(services.sessions.pool((namespace, name))))
 
 

@@ -9,6 +9,7 @@ from voicepool.gateway.access import Access
 from voicepool.gateway.advice import Advisor
 from voicepool.gateway.changes import Changes
 from voicepool.gateway.ended_rooms import EndedRooms
+from voicepool.gateway.errors import NotSynced
 from voicepool.gateway.inbound import InboundCalls
 from voicepool.gateway.metrics import GatewayMetrics
 from voicepool.gateway.options import GatewayOptions
@@ -41,3 +42,12 @@ class Services:
     options: GatewayOptions
     synced: Callable[[], bool]
     """Whether the informers have seen the cluster."""
+
+    def require_synced(self) -> None:
+        """Refuse what needs to know the cluster, until it is known.
+
+        Raises:
+            NotSynced: the gateway has just started.
+        """
+        if not self.synced():
+            raise NotSynced("The gateway has just started and does not know the cluster yet.", retry_after_seconds=1)

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Query
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from voicepool.gateway import records
-from voicepool.gateway.errors import NotSynced, SessionNotFound
+from voicepool.gateway.errors import SessionNotFound
 from voicepool.gateway.listing import Filter, State, page_of
 from voicepool.gateway.routes import Authenticated, Injected, known_pool
 from voicepool.gateway.services import Services
@@ -92,8 +92,7 @@ def sessions_of(services: Services, key: PoolKey, wanted: ListQuery) -> SessionL
         NotSynced: they are not known yet.
         BadRequest: the cursor is none of ours.
     """
-    if not services.synced():
-        raise NotSynced("The gateway has just started and does not know the cluster yet.", retry_after_seconds=1)
+    services.require_synced()
     page = page_of(
         services.view.pods(key),
         Filter(

@@ -13,12 +13,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from voicepool.gateway.auth import Caller
 from voicepool.gateway.choice import Choice, Chooser
-from voicepool.gateway.errors import BadRequest, NotSynced
+from voicepool.gateway.errors import BadRequest
 from voicepool.gateway.label_selector import Selector
 from voicepool.gateway.livekit import caller_token
 from voicepool.gateway.requests import Started, StartRequest
 from voicepool.gateway.services import Services
-from voicepool.gateway.tracing import Span
 
 T = TypeVar("T")
 
@@ -68,8 +67,7 @@ async def choose(services: Services, caller: Caller, body: StartBody, name: str 
     Raises:
         GatewayError: the caller may not use them, there are none, or several ways to name them were used at once.
     """
-    if not services.synced():
-        raise NotSynced("The gateway has just started and does not know the cluster yet.", retry_after_seconds=1)
+    services.require_synced()
     if sum(way is not None for way in (name, body.pools, body.selector)) > 1:
         raise BadRequest("Name one pool, or 'pools', or a 'selector'; two of them were sent.")
     chooser = Chooser(services.view, services.options)
@@ -99,7 +97,23 @@ async def start_session(
     """
     with services.tracing.request(request.scope["route"].path, traceparent) as span:
         span.note(pool=",".join(f"{choice.namespace}/{name}" for name in choice.pools))
-        started, state = await give_agent(request, services, caller, choice, body, idempotency_key, prefer, span)
+        wanted = StartRequest(
+            namespace=choice.namespace,
+            pool=choice.pools[0],
+            others=choice.pools[1:],
+            session_id=body.sessionId or choice.session_id(caller, idempotency_key),
+            keyed=bool(body.sessionId or idempotency_key),
+            body=body.body,
+            caller=caller.mark,
+            span=span,
+        )
+        started = await begin(request, services, caller, wanted)
+        state = "accepted"
+        if wait_seconds := _wait_seconds(services, body, prefer):
+            with span.child("joined") as waited:
+                waiting = services.sessions.wait_joined(started, wait_seconds, required=body.waitFor == "joined")
+                state = await _while_connected(request, waiting)
+                waited.note(state=state)
     token = caller_token(
         started.server,
         room=started.room,
@@ -116,52 +130,6 @@ async def start_session(
         botStartSeconds=round(started.seconds, 4),
         agent={"pod": started.pod.name, "namespace": started.pod.namespace, "pool": started.pod.pool},
     )
-
-
-async def give_agent(
-    request: Request,
-    services: Services,
-    caller: Caller,
-    choice: Choice,
-    body: StartBody,
-    idempotency_key: str | None,
-    prefer: str | None,
-    span: Span,
-) -> tuple[Started, str]:
-    """Give a session of a pool its agent; what was started, and the agent's state as far as the caller wanted to wait for it.
-
-    Args:
-        request: watched for its caller's hanging up.
-        services: the gateway.
-        caller: who asks; how often they may is decided here, and where by `choose`.
-        choice: the pools that will do.
-        body: the session id, if the caller chose one, what the bot gets, and whether to wait.
-        idempotency_key: the header.
-        prefer: the header.
-        span: the request in its caller's trace.
-
-    Raises:
-        GatewayError: with the words for the caller.
-    """
-    wanted = StartRequest(
-        namespace=choice.namespace,
-        pool=choice.pools[0],
-        others=choice.pools[1:],
-        session_id=body.sessionId or choice.session_id(caller, idempotency_key),
-        keyed=bool(body.sessionId or idempotency_key),
-        body=body.body,
-        caller=caller.mark,
-        span=span,
-    )
-    started = await begin(request, services, caller, wanted)
-    state = "accepted"
-    wait_seconds = _wait_seconds(services, body, prefer)
-    if wait_seconds:
-        with span.child("joined") as waited:
-            waiting = services.sessions.wait_joined(started, wait_seconds, required=body.waitFor == "joined")
-            state = await _while_connected(request, waiting)
-            waited.note(state=state)
-    return started, state
 
 
 async def begin(request: Request, services: Services, caller: Caller, wanted: StartRequest) -> Started:

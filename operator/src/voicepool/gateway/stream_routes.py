@@ -12,7 +12,7 @@ from fastapi import APIRouter, Header, Query, Response
 from fastapi.responses import JSONResponse
 
 from voicepool.gateway.changes import FellBehind, Follower
-from voicepool.gateway.errors import BadRequest, ClusterUnavailable, NotSynced, SessionNotFound
+from voicepool.gateway.errors import BadRequest, ClusterUnavailable, SessionNotFound
 from voicepool.gateway.live import pool_news, states
 from voicepool.gateway.routes import Authenticated, Injected, known_pool
 from voicepool.gateway.services import Services
@@ -67,8 +67,7 @@ async def session_events(services: Injected, caller: Authenticated, pool: str, s
 async def pool_events(services: Injected, caller: Authenticated, pool: str) -> Response:
     """A pool's counts whenever they change (`pool`), and its sessions: `session.started`, `session.ended`, `session.dropped`."""
     key = await known_pool(services, caller, pool)
-    if not services.synced():
-        raise NotSynced("The gateway has just started and does not know the cluster yet.", retry_after_seconds=1)
+    services.require_synced()
     services.sessions.pool(key)
     async with contextlib.AsyncExitStack() as stack:
         services.streams.enter(stack)

@@ -153,7 +153,7 @@ def test_after_an_unclean_end_the_next_up_cleans_up_by_itself(cluster: Cluster, 
     _run_pod(second, "orphan")
     before = _traces(second.name)
     for component in second.components():
-        os.kill(second.component_pid(component), signal.SIGKILL)
+        second.kill(component)
     assert not second.running()
     orphans = {identity for identity in before.processes if is_alive(identity)}
     assert orphans, "shim and pod outlive containerd: else there is nothing to clean up"

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 
 import aiohttp
+import jwt
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 from livekit import api as livekit_api
 
 from voicepool.gateway.errors import LiveKitUnavailable
-from voicepool.gateway.livekit import LiveKitRooms, LiveKitServer, RoomState
+from voicepool.gateway.livekit import LiveKitRooms, LiveKitServer, RoomState, agent_token, caller_token
 
 KINDS = livekit_api.ParticipantInfo.Kind
 
@@ -94,3 +95,22 @@ async def test_a_server_that_fails_is_unavailable_to_every_question(
     ):
         with pytest.raises(LiveKitUnavailable):
             await question
+
+
+@pytest.mark.parametrize("kind", ["standard", "agent"])
+def test_a_token_says_what_livekits_own_library_would_have_it_say(kind: Literal["standard", "agent"]) -> None:
+    server = LiveKitServer("ws://livekit.example", "key", "a-secret-of-more-than-thirty-two-characters")
+    make = agent_token if kind == "agent" else caller_token
+    token = make(server, room="talk", identity="somebody", ttl_seconds=60)
+    claims = livekit_api.TokenVerifier(server.api_key, server.api_secret).verify(token)
+    grants = claims.video
+    assert grants is not None
+    ours = jwt.decode(token, options={"verify_signature": False})
+    theirs = livekit_api.AccessToken(server.api_key, server.api_secret).with_identity("somebody").with_kind(kind)
+    theirs_claims = jwt.decode(theirs.with_grants(grants).to_jwt(), options={"verify_signature": False})
+    assert (grants.room, grants.agent) == ("talk", kind == "agent")
+    assert ours.pop("exp") - ours["nbf"] == 60
+    assert set(theirs_claims) - set(ours) == {"exp"}
+    assert {name: theirs_claims[name] for name in ours if name != "nbf"} == {
+        name: value for name, value in ours.items() if name != "nbf"
+    }

@@ -101,14 +101,12 @@ async def test_a_start_is_a_span_in_its_callers_trace_with_a_child_for_each_step
     }
 
 
-async def test_the_agent_goes_on_with_the_trace_where_it_was_handed_the_session(
-    here: World, collected: Collected
-) -> None:
+async def test_the_agent_goes_on_with_the_trace_of_the_request(here: World, collected: Collected) -> None:
     here.pool()
     (pod,) = here.pods(1)
     await (await here.gateway(tracing=collected.tracing)).start({"traceparent": TRACEPARENT})
     (claims,) = here.agents.of(pod).claims
-    assert claims["traceparent"] == f"00-{TRACE}-{identity(collected.one('delivery'))}-01"
+    assert claims["traceparent"] == f"00-{TRACE}-{identity(collected.one('POST /start'))}-01"
 
 
 async def test_a_caller_without_a_trace_begins_one(here: World, collected: Collected) -> None:

@@ -32,6 +32,14 @@ class Assignment:
     traceparent: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Letter:
+    """An order to take a session, signed and ready to be sent once."""
+
+    order: str = field(repr=False)
+    expires_at: datetime
+
+
 class Signer:
     """Signs orders with the gateway's private key.
 

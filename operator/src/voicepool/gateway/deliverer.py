@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from typing import Literal
 
 from voicepool.binding import DELIVERY_DEADLINE_SECONDS
-from voicepool.gateway.assignments import Assignment, Signer
+from voicepool.gateway.assignments import Assignment, Letter, Signer
 from voicepool.gateway.delivery import Accepted, Courier, NotReached, Outcome, Refused, Unknown
 from voicepool.gateway.errors import LiveKitUnavailable
 from voicepool.gateway.livekit import LiveKitServer, Rooms, agent_identity, agent_token
@@ -52,21 +52,29 @@ class Deliverer:
         self._options = options
         self._now = now
 
-    async def deliver(
-        self, hold: Hold, request: StartRequest, server: LiveKitServer, room: str, traceparent: str | None = None
-    ) -> str | None:
-        """Bring the assignment to the agent; None when it was accepted, else why it certainly was not. The agent goes on with the trace.
+    def letter(self, pod: PodFact, request: StartRequest, server: LiveKitServer) -> Letter:
+        """Write the assignment of a pod, which need not be bound yet. Its agent goes on with the request's trace."""
+        now = self._now()
+        expires_at = min(now + timedelta(seconds=self._options.assignment_seconds), last_delivery(pod, now))
+        return Letter(self._order(pod, request, server, expires_at), expires_at)
+
+    def _is_fresh(self, letter: Letter, pod: PodFact) -> bool:
+        """Whether a letter that was written before the bind leaves the agent as good as all of its time, and no more than the bind allows."""
+        left = (letter.expires_at - self._now()).total_seconds()
+        return left > self._options.assignment_seconds / 2 and letter.expires_at <= last_delivery(pod, self._now())
+
+    async def deliver(self, hold: Hold, request: StartRequest, server: LiveKitServer) -> str | None:
+        """Bring the assignment to the agent; None when it was accepted, else why it certainly was not.
 
         When no answer comes, the agent is asked until the assignment has expired, and is brought it again if it says that it is parked (the same
-        session
-        twice is harmless there). Only past the expiry, from which on agent and LiveKit server refuse it, is the session free for another pod.
+        session twice is harmless there). Only past the expiry, from which on agent and LiveKit server refuse it, is the session free for another pod.
         """
-        expires_at = min(
-            self._now() + timedelta(seconds=self._options.assignment_seconds), last_delivery(hold.pod, self._now())
-        )
+        letter = hold.letter
+        if letter is None or not self._is_fresh(letter, hold.pod):
+            letter = self.letter(hold.pod, request, server)
+        order, expires_at = letter.order, letter.expires_at
         while True:
             hold.sent_until = expires_at
-            order = self._order(hold.pod, request, server, room, expires_at, traceparent)
             match await self._courier.bind(hold.pod, order):
                 case Accepted():
                     return None
@@ -89,41 +97,37 @@ class Deliverer:
                 if status is not None and status.state == "ending":
                     return "ENDING"
                 if status is not None and status.state == "parked" and left > self._options.status_interval_seconds:
+                    # A letter is good for once.
+                    order = self._order(hold.pod, request, server, expires_at)
                     break
                 await asyncio.sleep(min(self._options.status_interval_seconds, max(0.0, left)))
             else:
-                return await self._after_expiry(hold, request, server, room)
+                return await self._after_expiry(hold, request, server)
 
-    async def _after_expiry(self, hold: Hold, request: StartRequest, server: LiveKitServer, room: str) -> str | None:
+    async def _after_expiry(self, hold: Hold, request: StartRequest, server: LiveKitServer) -> str | None:
         status = await self._courier.status(hold.pod)
         if status is not None:
             return None if status.has(request.session_id) else "TIMED_OUT"
         # It cannot be asked, but it may be in the room for all that.
         try:
-            present = await self._rooms.has(server, room, agent_identity(request.session_id))
+            present = await self._rooms.has(server, request.room, agent_identity(request.session_id))
         except LiveKitUnavailable:
             present = False
         return None if present else "TIMED_OUT"
 
-    def _order(
-        self,
-        pod: PodFact,
-        request: StartRequest,
-        server: LiveKitServer,
-        room: str,
-        expires_at: datetime,
-        traceparent: str | None,
-    ) -> str:
+    def _order(self, pod: PodFact, request: StartRequest, server: LiveKitServer, expires_at: datetime) -> str:
         ttl_seconds = (expires_at - self._now()).total_seconds() - self._options.livekit_token_leeway_seconds
-        token = agent_token(server, room=room, identity=agent_identity(request.session_id), ttl_seconds=ttl_seconds)
+        token = agent_token(
+            server, room=request.room, identity=agent_identity(request.session_id), ttl_seconds=ttl_seconds
+        )
         assignment = Assignment(
             session_id=request.session_id,
             pool=f"{request.namespace}/{request.pool}",
-            room=room,
+            room=request.room,
             url=server.url,
             token=token,
             body=request.body,
-            traceparent=traceparent,
+            traceparent=request.span.traceparent,
         )
         return self._signer.assignment(pod.uid, assignment, expires_at=expires_at)
 

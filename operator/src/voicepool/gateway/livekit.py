@@ -9,13 +9,16 @@ from __future__ import annotations
 import base64
 import binascii
 import datetime
+import functools
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Protocol
+from typing import Any, Literal, Protocol
 
 import aiohttp
+import jwt
 from livekit import api as livekit_api
 
 from voicepool.gateway.errors import LiveKitUnavailable
@@ -25,6 +28,9 @@ from voicepool.model import PoolFact
 _KEYS = ("url", "api-key", "api-secret")
 
 _UNREADABLE_SECONDS = 5.0
+
+_Kind = Literal["standard", "agent"]
+"""Of a participant, in LiveKit's words."""
 
 CALLER_KINDS = (livekit_api.ParticipantInfo.Kind.STANDARD, livekit_api.ParticipantInfo.Kind.SIP)
 """The kinds of participants that are people; the others are agents, recorders and sources of media."""
@@ -276,20 +282,39 @@ def caller_token(
     attributes: Mapping[str, str] = MappingProxyType({}),
 ) -> str:
     """A token for a caller: one room, the microphone, listening and data; nothing else, and for minutes."""
-    grants = _grants(room)
-    grants.can_publish_sources = ["microphone"]
-    token = livekit_api.AccessToken(server.api_key, server.api_secret).with_identity(identity).with_kind("standard")
-    token = token.with_name(name).with_metadata(metadata).with_attributes(dict(attributes))
-    return token.with_ttl(datetime.timedelta(seconds=ttl_seconds)).with_grants(grants).to_jwt()
+    told = {"name": name, "metadata": metadata, "attributes": dict(attributes)}
+    return _token(
+        server, "standard", room, identity, ttl_seconds, {word: value for word, value in told.items() if value}
+    )
 
 
 def agent_token(server: LiveKitServer, *, room: str, identity: str, ttl_seconds: float) -> str:
     """A token for an agent: one room, audio and data both ways. ``ttl_seconds`` may be negative, see `GatewayOptions`."""
-    grants = _grants(room)
-    grants.can_publish_sources = ["microphone"]
-    grants.agent = True
-    token = livekit_api.AccessToken(server.api_key, server.api_secret).with_identity(identity).with_kind("agent")
-    return token.with_ttl(datetime.timedelta(seconds=ttl_seconds)).with_grants(grants).to_jwt()
+    return _token(server, "agent", room, identity, ttl_seconds, {})
+
+
+def _token(
+    server: LiveKitServer, kind: _Kind, room: str, identity: str, ttl_seconds: float, told: Mapping[str, Any]
+) -> str:
+    now = time.time()
+    standing = _standing_claims(kind)
+    claims = {
+        "iss": server.api_key,
+        "sub": identity,
+        "nbf": int(now),
+        "exp": int(now + ttl_seconds),
+        "kind": kind,
+        "video": {**standing["video"], "room": room},
+        **told,
+    }
+    return jwt.encode(claims, server.api_secret, algorithm="HS256")
+
+
+@functools.cache
+def _standing_claims(kind: _Kind) -> Mapping[str, Any]:
+    """What every token of a kind says, in the words of LiveKit's SDK. To put them together takes the SDK four times as long as to sign them."""
+    token = livekit_api.AccessToken("nobody", "0" * 32).with_identity("nobody").with_kind(kind)
+    return MappingProxyType(jwt.decode(token.with_grants(_grants(kind)).to_jwt(), options={"verify_signature": False}))
 
 
 def agent_identity(session_id: str) -> str:
@@ -297,22 +322,23 @@ def agent_identity(session_id: str) -> str:
     return f"agent-{session_id}"
 
 
-def _grants(room: str) -> livekit_api.VideoGrants:
+def _grants(kind: _Kind) -> livekit_api.VideoGrants:
     return livekit_api.VideoGrants(
         room_create=False,
         room_list=False,
         room_record=False,
         room_admin=False,
         room_join=True,
-        room=room,
+        room="nowhere",
         can_publish=True,
         can_subscribe=True,
         can_publish_data=True,
+        can_publish_sources=["microphone"],
         can_update_own_metadata=False,
         ingress_admin=False,
         hidden=False,
         recorder=False,
-        agent=False,
+        agent=kind == "agent",
     )
 
 

@@ -23,7 +23,7 @@ from typing import Literal
 from voicepool.agents import AgentStatus
 from voicepool.gateway.acquirer import Acquirer
 from voicepool.gateway.allocator import Allocator
-from voicepool.gateway.assignments import Signer
+from voicepool.gateway.assignments import Letter, Signer
 from voicepool.gateway.background import Background
 from voicepool.gateway.binder import Binder
 from voicepool.gateway.cold_starts import ColdStarts
@@ -294,7 +294,6 @@ class Sessions:
                     offers[candidate.pool].pool,
                     offers[candidate.pool].server,
                 )
-                room = request.room
                 # Waiting for a pod has its own limits, which the pool sets.
                 queued_seconds += loop.time() - waited
                 deadline += loop.time() - waited
@@ -310,7 +309,7 @@ class Sessions:
                         continue
                     since_bind = loop.time()
                     with request.span.child("delivery", pod=bound.name) as step:
-                        refusal = await self._deliverer.deliver(hold[-1], request, server, room, step.traceparent)
+                        refusal = await self._deliverer.deliver(hold[-1], request, server)
                         step.note(outcome=(refusal or "accepted").lower())
                     if refusal is None:
                         hold.clear()
@@ -346,9 +345,9 @@ class Sessions:
     ) -> PodFact | None:
         """Bind the pod, and see to the room; None when the pod is lost.
 
-        Side by side where the server has just made a room: a round trip less. When the room then fails after all, the pod is in `hold`, and is given
-        up as one that nothing was sent to. Else the room comes first: a server that is down would cost a warm pod for each caller whom it refuses.
-        A caller's own room comes first too: that it has gone is nothing unusual.
+        Side by side where the server has just made a room, and the assignment is written meanwhile. When the room then fails after all, the pod is in
+        `hold`, and is given up as one that nothing was sent to. Else the room comes first: a server that is down would cost a warm pod for each caller
+        whom it refuses. A caller's own room comes first too: that it has gone is nothing unusual.
         """
         trusted = asyncio.get_running_loop().time() < self._trusted_until.get(server, 0.0)
         if not trusted or request.callers_room is not None:
@@ -358,14 +357,21 @@ class Sessions:
                 self._allocator.release(candidate)
                 raise
             return await self._bind(candidate, pool, request, waited_seconds, hold)
-        making = asyncio.create_task(self._see_to_room(pool, request, server))
+        preparing = asyncio.create_task(self._prepare(candidate, pool, request, server))
         try:
             bound = await self._bind(candidate, pool, request, waited_seconds, hold)
-            await making
+            letter = await preparing
         finally:
-            making.cancel()
-            await asyncio.gather(making, return_exceptions=True)
+            preparing.cancel()
+            await asyncio.gather(preparing, return_exceptions=True)
+        if bound is not None:
+            hold[-1].letter = letter
         return bound
+
+    async def _prepare(self, pod: PodFact, pool: PoolFact, request: StartRequest, server: LiveKitServer) -> Letter:
+        letter = self._deliverer.letter(pod, request, server)
+        await self._see_to_room(pool, request, server)
+        return letter
 
     async def _see_to_room(self, pool: PoolFact, request: StartRequest, server: LiveKitServer) -> None:
         with request.span.child("room"):

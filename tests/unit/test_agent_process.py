@@ -253,6 +253,18 @@ async def test_a_bot_whose_readyz_changes_its_mind_is_heard_of_at_each_change(tm
     assert agent.log.count("readyz() of the bot bot.py agrees") == 1
 
 
+async def test_an_agent_that_is_killed_while_its_session_ends_has_said_why_it_was_ending(tmp_path: Path) -> None:
+    (tmp_path / "bot.py").write_text(f"import asyncio\n{QUIET_BOT}    await asyncio.sleep(60)\n")
+    async with run_agent("bot.py", tmp_path) as agent:
+        await agent.wait_until_ready()
+        await agent.bind(**claims())
+        await agent.end("s-1", "cancel")
+        await agent.wait_until_state("ending")
+        agent.process.kill()
+        await agent.exit_code()
+    assert (agent.summary["session"], agent.summary["reason"]) == ("s-1", "cancelled")
+
+
 async def test_a_bot_that_sets_up_its_own_log_as_pipecats_examples_do_is_built(tmp_path: Path) -> None:
     setup = 'import sys\nfrom loguru import logger\nlogger.remove(0)\nlogger.add(sys.stderr, level="DEBUG")\n'
     (tmp_path / "bot.py").write_text(setup + SILENT_BOT)

@@ -421,6 +421,9 @@ class Host:
         await _first(bot, session.over)
         joining.cancel()
         self._enter(State.ENDING)
+        if session.reason is not None:
+            # Whoever kills the process before the last words are over still finds why it was ending.
+            self._tell(session.so_far(session.reason).as_json())
         if not bot.done():
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._settings.drain_timeout_seconds + EXIT_SECONDS):

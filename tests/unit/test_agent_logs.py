@@ -173,6 +173,17 @@ def test_registered_secrets_are_hidden_in_every_line(
     assert "/home/agent" in stream.getvalue()
 
 
+@pytest.mark.parametrize("name", ["OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS"])
+def test_what_a_collector_is_sent_in_headers_is_hidden_in_every_form(
+    configured: Callable[..., Logs], stream: io.StringIO, redact: Redactor, name: str
+) -> None:
+    configured()
+    redact.add_environment({name: "Authorization=Bearer%20first-canary,x-api-key = second-canary=", "PATH": "/bin"})
+    logger.info("sent Bearer%20first-canary, that is Bearer first-canary: first-canary; second-canary= to /bin")
+    (line,) = lines(stream)
+    assert line["message"] == "sent [hidden], that is [hidden]: [hidden]; [hidden] to /bin"
+
+
 @pytest.mark.parametrize(("debug", "shown"), [("true", True), ("false", False)])
 def test_a_stack_trace_is_only_for_debugging(
     configured: Callable[..., Logs], stream: io.StringIO, debug: str, shown: bool

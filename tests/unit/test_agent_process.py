@@ -41,6 +41,18 @@ async def bot(runner_args):
     await runner.run()
 """
 
+CHANGES_ITS_MIND = (
+    """
+answers = [False, None, None, True, True]
+
+def readyz():
+    answer = answers.pop(0)
+    if answer is None:
+        raise OSError("no disk")
+    return answer
+"""
+    + QUIET_BOT
+)
 
 READS_BODY = QUIET_BOT.replace("async def bot(runner_args):", "async def bot(runner_args):\n    READ")
 READS_BODY_LINE = READS_BODY.splitlines().index("    READ") + 1
@@ -222,7 +234,35 @@ async def test_a_bot_whose_readyz_says_no_is_not_ready(tmp_path: Path) -> None:
     (tmp_path / "bot.py").write_text(SILENT_BOT.replace("ready = True", "ready = False"))
     async with run_agent("bot.py", tmp_path) as agent:
         await agent.wait_until_state("parked")
-        assert (await agent.get("/readyz"))[0] == 503
+        for _ in range(3):
+            assert (await agent.get("/readyz"))[0] == 503
+        agent.process.terminate()
+        await agent.exit_code()
+    assert agent.log.count("readyz() of the bot bot.py says no; the agent is not Ready until it agrees") == 1
+
+
+async def test_a_bot_whose_readyz_changes_its_mind_is_heard_of_at_each_change(tmp_path: Path) -> None:
+    (tmp_path / "bot.py").write_text(CHANGES_ITS_MIND)
+    async with run_agent("bot.py", tmp_path) as agent:
+        await agent.wait_until_state("parked")
+        assert [(await agent.get("/readyz"))[0] for _ in range(5)] == [503, 503, 503, 200, 200]
+        agent.process.terminate()
+        await agent.exit_code()
+    assert agent.log.count("readyz() of the bot bot.py says no; ") == 1
+    assert agent.log.count("the bot bot.py failed: OSError: no disk (line 7 of bot.py); ") == 1
+    assert agent.log.count("readyz() of the bot bot.py agrees") == 1
+
+
+async def test_an_agent_that_is_killed_while_its_session_ends_has_said_why_it_was_ending(tmp_path: Path) -> None:
+    (tmp_path / "bot.py").write_text(f"import asyncio\n{QUIET_BOT}    await asyncio.sleep(60)\n")
+    async with run_agent("bot.py", tmp_path) as agent:
+        await agent.wait_until_ready()
+        await agent.bind(**claims())
+        await agent.end("s-1", "cancel")
+        await agent.wait_until_state("ending")
+        agent.process.kill()
+        await agent.exit_code()
+    assert (agent.summary["session"], agent.summary["reason"]) == ("s-1", "cancelled")
 
 
 async def test_a_bot_that_sets_up_its_own_log_as_pipecats_examples_do_is_built(tmp_path: Path) -> None:

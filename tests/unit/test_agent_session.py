@@ -190,6 +190,17 @@ async def test_the_trace_is_told_what_a_turn_was_spent_on(call: Call) -> None:
     assert call.trace.steps == [("turn", 0.4, (Part("llm_inference", "GroqLLMService#0", 1_700_000_000.0, 0.4),))]
 
 
+async def test_a_summary_so_far_ends_nothing(call: Call) -> None:
+    await call.join()
+    call.session.conclude(Reason.DRAINED)
+    call.time.pass_to(2)
+    early = call.session.so_far(Reason.DRAINED)
+    call.time.pass_to(5)
+    assert not call.trace.summaries
+    assert (early.reason, early.duration_seconds) == (Reason.DRAINED, 2)
+    assert call.session.close(None).duration_seconds == 5
+
+
 async def test_joined_needs_the_pipeline_and_the_room(call: Call) -> None:
     call.time.now += 0.25
     await call.tell(call.worker, "on_pipeline_started", None)

@@ -128,6 +128,7 @@ class Host:
         self._session: Session | None = None
         self._recording: Recording | None = None
         self._failure: BotError | None = None
+        self._objection: str | None = None
         self._folder = bot_folder(settings.bot)
         self._failed = asyncio.Event()
         self._parked = asyncio.Event()
@@ -169,10 +170,16 @@ class Host:
         if self._unfit is not None or self._bot is None:
             return False
         try:
-            return await self._bot.is_ready()
+            objection = None if await self._bot.is_ready() else f"readyz() of the bot {self._bot.name} says no"
         except Exception as error:
-            logger.warning(self._bot.explain(error))
-            return False
+            objection = self._bot.explain(error)
+        if objection != self._objection:  # a probe asks every second
+            self._objection = objection
+            if objection is None:
+                logger.info(f"readyz() of the bot {self._bot.name} agrees")
+            else:
+                logger.warning(f"{objection}; the agent is not Ready until it agrees")
+        return objection is None
 
     def carries(self, session: str) -> bool:
         """Whether this very session was accepted here, and is not ending."""
@@ -414,6 +421,9 @@ class Host:
         await _first(bot, session.over)
         joining.cancel()
         self._enter(State.ENDING)
+        if session.reason is not None:
+            # Whoever kills the process before the last words are over still finds why it was ending.
+            self._tell(session.so_far(session.reason).as_json())
         if not bot.done():
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._settings.drain_timeout_seconds + EXIT_SECONDS):

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TextIO
+from urllib.parse import unquote
 
 from loguru import logger
 
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from loguru import Message, Record
 
 _SECRET_NAME = re.compile(r"(KEY|SECRET|TOKEN|PASSWORD|CREDENTIAL)S?$")
+_HEADERS_NAME = re.compile(r"^OTEL_EXPORTER_OTLP_([A-Z]+_)?HEADERS$")
+"""Headers for a collector of traces: https://opentelemetry.io/docs/specs/otel/protocol/exporter/"""
+
 _QUOTED_SPEECH = re.compile(r"\[.*\]", re.DOTALL)
 """Pipecat's services put what is to be spoken between brackets."""
 _QUOTED_MESSAGE = re.compile(
@@ -49,19 +53,29 @@ class Redactor:
     """Replaces secrets in texts."""
 
     def __init__(self) -> None:
-        self._secrets: set[str] = set()
+        self._secrets: list[str] = []
+        """The longest first: one may be a part of another."""
         self.speech: Final = Speech()
 
     def add(self, secret: str) -> None:
         """Never show this value again."""
-        if len(secret) >= _SHORTEST_SECRET:
-            self._secrets.add(secret)
+        if len(secret) >= _SHORTEST_SECRET and secret not in self._secrets:
+            self._secrets = sorted([*self._secrets, secret], key=len, reverse=True)
 
     def add_environment(self, environment: Mapping[str, str]) -> None:
-        """Add the values of all variables whose names sound like a secret."""
+        """Add the values of all variables whose names sound like a secret, and those of the headers for a collector."""
         for name, value in environment.items():
             if _SECRET_NAME.search(name) and not name.startswith("VOICEPOOL_"):
                 self.add(value)
+            elif _HEADERS_NAME.match(name):
+                for header in value.split(","):
+                    self._add_header(header.partition("=")[2].strip())
+
+    def _add_header(self, value: str) -> None:
+        # As it stands in the variable, as it is sent, and without the scheme ("Bearer ...") of an Authorization.
+        sent = unquote(value)
+        for form in (value, sent, sent.rpartition(" ")[2]):
+            self.add(form)
 
     def __call__(self, text: str) -> str:
         """The text without secrets."""

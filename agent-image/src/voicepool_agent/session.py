@@ -191,22 +191,28 @@ class Session:
         elif self._cut_off:
             self.fail(Reason.LIVEKIT_LOST, "the bot ended while the agent was reconnecting to LiveKit")
         self.conclude(Reason.CALLER_LEFT if self._caller_came and not self._present else Reason.BOT_ENDED)
-        return self._summary(self.reason or Reason.BOT_ENDED)
+        return self._end(self.reason or Reason.BOT_ENDED)
 
     def cut_off(self, reason: Reason, words: str) -> Summary:
         """The summary of a session that cannot be ended in order; may be called from another thread."""
         self.note(words)
-        return self._summary(self.reason or reason)
+        return self._end(self.reason or reason)
 
-    def _summary(self, reason: Reason) -> Summary:
+    def _end(self, reason: Reason) -> Summary:
         now = self._clock()
         if self._unanswered_since is not None and now - self._unanswered_since >= UNANSWERED_SECONDS:
             waited = round(now - self._unanswered_since)
             self.note(f"what the caller said was not answered for {waited} s: {self._came_of_it}")
-        summary = Summary(
+        summary = self.so_far(reason)
+        self._trace.end(summary)
+        return summary
+
+    def so_far(self, reason: Reason) -> Summary:
+        """The summary as it would be if the session ended now, for this reason; ends nothing."""
+        return Summary(
             session=self.id,
             reason=reason,
-            duration_seconds=now - self._began,
+            duration_seconds=self._clock() - self._began,
             turns=self._turns,
             joined_seconds=self._joined_seconds,
             first_audio_seconds=self._first_audio_seconds,
@@ -214,8 +220,6 @@ class Session:
             interruptions=self._interruptions,
             usage=self._meter.usage,
         )
-        self._trace.end(summary)
-        return summary
 
     def heard(self, frame: Frame, direction: FrameDirection) -> None:
         """A frame went by, seen once for each of its two directions."""

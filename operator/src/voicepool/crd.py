@@ -309,4 +309,6 @@ def _printer_columns() -> list[Schema]:
         column("Hit", "integer", ".status.sessions.hitPercent", priority=1),
         column("Image", "string", ".status.image", priority=1),
         column("Age", "date", ".metadata.creationTimestamp"),
+        # As long as a line may be, so last.
+        column("Message", "string", ".status.conditions[?(@.type=='Ready')].message", priority=1),
     ]

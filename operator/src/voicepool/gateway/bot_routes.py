@@ -14,9 +14,9 @@ from voicepool.gateway.errors import BadRequest, SessionEnded, SessionNotFound
 from voicepool.gateway.route_proxy import safe_path
 from voicepool.gateway.routes import Authenticated, Injected, known_pool
 from voicepool.gateway.services import Services
-from voicepool.gateway.starting import SESSION_ID_PATTERN
 from voicepool.gateway.view import PoolKey, is_live
 from voicepool.model import PodFact
+from voicepool.session_api import SESSION_ID_PATTERN
 
 METHODS = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")
 """Those that Pipecat Cloud passes on."""

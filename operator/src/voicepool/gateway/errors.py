@@ -44,6 +44,7 @@ from starlette.exceptions import HTTPException
 
 from voicepool.kube.api import Forbidden, KubeApiError
 from voicepool.model import PoolFact
+from voicepool.session_api import ErrorAnswer
 
 log = logging.getLogger("voicepool.gateway")
 
@@ -282,7 +283,7 @@ def install(app: FastAPI) -> None:
 
 
 def _shape(error: str, code: str, detail: str) -> dict[str, str]:
-    return {"error": error, "code": code, "detail": detail, "info": detail}
+    return ErrorAnswer(error=error, code=code, detail=detail, info=detail).model_dump()
 
 
 def cluster_error(error: KubeApiError, what: str, pool: PoolFact) -> ClusterUnavailable:

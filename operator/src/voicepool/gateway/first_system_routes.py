@@ -12,8 +12,8 @@ from voicepool.gateway import routes
 from voicepool.gateway.errors import BadRequest
 from voicepool.gateway.routes import Authenticated, Injected
 from voicepool.gateway.session_routes import carrier_among
-from voicepool.gateway.starting import StartBody
 from voicepool.gateway.stream_routes import Follow, LastEventId, Tail, followed_log
+from voicepool.session_api import StartBody
 
 router = APIRouter(prefix="/api/session", tags=["the first system's routes"])
 
@@ -39,7 +39,7 @@ async def start(
     """Start a session with a warm agent, as `POST /start` does."""
     started = await routes.start(request, services, caller, body, idempotency_key=idempotency_key)
     return FirstSystemStart(
-        sessionId=started.sessionId, url=started.url, token=started.token, roomName=started.roomName
+        sessionId=started.session_id, url=started.url, token=started.token, roomName=started.room_name
     )
 
 

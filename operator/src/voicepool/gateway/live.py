@@ -15,6 +15,7 @@ from voicepool.gateway.options import GatewayOptions
 from voicepool.gateway.records import session_record, session_state
 from voicepool.gateway.view import PoolKey
 from voicepool.model import BindState, PodFact
+from voicepool.session_api import PoolCounts, SessionRecord
 
 COUNTS_INTERVAL_SECONDS = 1.0
 
@@ -31,7 +32,7 @@ AskAgent = Callable[[PodFact, float], Awaitable[AgentStatus | None]]
 
 async def states(
     pod: PodFact, follower: Follower, ask: AskAgent, options: GatewayOptions
-) -> AsyncGenerator[dict[str, Any]]:
+) -> AsyncGenerator[SessionRecord]:
     """A session's record whenever its state goes on: bound, accepted, joined, ending, ended. Over after the last one.
 
     A state that passes between two looks may be left out; none comes twice, and none after a later one.
@@ -84,14 +85,14 @@ async def _ask_later(pod: PodFact, state: str, ask: AskAgent, options: GatewayOp
     return await ask(pod, 0.0)
 
 
-def _vanished(pod: PodFact) -> dict[str, Any]:
+def _vanished(pod: PodFact) -> SessionRecord:
     record = session_record(dataclasses.replace(pod, phase="Failed"))
-    return record | {"completionStatus": "dropped", "endState": "agent_error", "reason": "deleted"}
+    return record.model_copy(update={"completion_status": "dropped", "end_state": "agent_error", "reason": "deleted"})
 
 
 async def pool_news(
     key: PoolKey, pods: Callable[[], Iterable[PodFact]], follower: Follower
-) -> AsyncGenerator[tuple[str, dict[str, Any]]]:
+) -> AsyncGenerator[tuple[str, PoolCounts | SessionRecord]]:
     """A pool's counts, and again whenever they are others (once a second at most); in between, each session that started, ended or was dropped.
 
     Args:
@@ -120,7 +121,7 @@ async def pool_news(
                 yield _TOLD[happening.kind], _vanished(happening.pod) if gone else session_record(happening.pod)
 
 
-def _counts(key: PoolKey, pods: Iterable[PodFact]) -> dict[str, Any]:
+def _counts(key: PoolKey, pods: Iterable[PodFact]) -> PoolCounts:
     warm = starting = bound = ended = 0
     for pod in pods:
         if pod.finished:
@@ -130,4 +131,4 @@ def _counts(key: PoolKey, pods: Iterable[PodFact]) -> dict[str, Any]:
         else:
             warm += is_candidate(pod)
             starting += not is_candidate(pod)
-    return {"namespace": key[0], "pool": key[1], "warm": warm, "starting": starting, "bound": bound, "ended": ended}
+    return PoolCounts(namespace=key[0], pool=key[1], warm=warm, starting=starting, bound=bound, ended=ended)

@@ -14,8 +14,9 @@ from voicepool.gateway.errors import BadRequest, Unauthenticated
 from voicepool.gateway.livekit import agent_identity, caller_token
 from voicepool.gateway.requests import StartRequest
 from voicepool.gateway.routes import Authenticated, Injected
-from voicepool.gateway.starting import StartBody, begin, choose
+from voicepool.gateway.starting import begin, choose
 from voicepool.gateway.view import PoolKey
+from voicepool.session_api import StartBody, TokenAnswer
 
 _ROOM_SESSIONS = uuid.UUID("d1f0a3c2-58a1-5e0f-8a55-0f7f5c8e6b42")
 """Namespace of the session ids that are derived from a caller's name of a room; any constant would do."""
@@ -92,13 +93,6 @@ class TokenRequest(BaseModel):
     def agent(self) -> AgentDispatch:
         """The agent that is asked for."""
         return self.room_config.agents[0] if self.room_config and self.room_config.agents else AgentDispatch()
-
-
-class TokenAnswer(BaseModel):
-    """What LiveKit's `TokenSource.endpoint` expects, and no more: some SDKs refuse a field that they do not know."""
-
-    server_url: str
-    participant_token: str
 
 
 class Heard(BaseModel):

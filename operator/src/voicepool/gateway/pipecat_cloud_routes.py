@@ -15,9 +15,10 @@ from voicepool.gateway.errors import BadRequest
 from voicepool.gateway.routes import Authenticated, Injected
 from voicepool.gateway.services import Services
 from voicepool.gateway.session_logs import MAX_LINES
-from voicepool.gateway.session_routes import ListQuery, SessionList, Terminated, carrier
+from voicepool.gateway.session_routes import ListQuery, carrier
 from voicepool.gateway.view import PoolKey
 from voicepool.model import AGENT_CONTAINER, BindState, PoolFact
+from voicepool.session_api import Log, SessionList, SessionRecord, Terminated
 
 router = APIRouter(prefix="/v1/organizations/{namespace}/services", tags=["Pipecat Cloud's client"])
 
@@ -54,7 +55,7 @@ async def list_sessions(
 @router.get("/{pool}/sessions/{session_id}")
 async def get_session(
     services: Injected, caller: Authenticated, namespace: str, pool: str, session_id: str
-) -> dict[str, Any]:
+) -> SessionRecord:
     """One session."""
     return await session_routes.record_of(services, await _key(caller, namespace, pool), session_id)
 
@@ -75,15 +76,14 @@ async def logs(
     pool: str,
     session_id: Annotated[str | None, Query(alias="sessionId", max_length=63)] = None,
     limit: Annotated[int, Query(ge=1, le=MAX_LINES)] = 100,
-) -> dict[str, Any]:
+) -> Log:
     """What the agent of a session has written."""
     key = await _key(caller, namespace, pool)
     if session_id is None:
         raise BadRequest(
             "Name the session whose log you want as 'sessionId'; the logs of a whole pool are 'kubectl logs --selector voicepool.dev/pool=...'."
         )
-    lines = await services.logs.tail(await carrier(services, key, session_id), limit)
-    return {"logs": [line.as_json() for line in lines]}
+    return Log(logs=await services.logs.tail(await carrier(services, key, session_id), limit))
 
 
 def _listed(pool: PoolFact) -> dict[str, Any]:

@@ -7,10 +7,11 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from voicepool.agents import AgentStatus
-from voicepool.binding import is_candidate, timestamp
+from voicepool.binding import is_candidate
 from voicepool.events import OTHER, Happening, Kind, end_of_session
 from voicepool.gateway.view import ClusterView, PoolKey, is_live
 from voicepool.model import BindState, PodFact
+from voicepool.session_api import RecordedAgent, SessionRecord
 
 
 def session_state(pod: PodFact, status: AgentStatus | None = None) -> str:
@@ -47,28 +48,27 @@ def end_state(pod: PodFact) -> str:
     return "agent_error" if end.kind is Kind.SESSION_DROPPED else _END_STATES.get(end.reason, "completed")
 
 
-def session_record(pod: PodFact, status: AgentStatus | None = None) -> dict[str, Any]:
+def session_record(pod: PodFact, status: AgentStatus | None = None) -> SessionRecord:
     """One session, in Pipecat Cloud's words where it has some."""
     state = session_state(pod, status)
     end = end_of_session(pod) if pod.finished else None
-    summary = _summary(pod.message) if state == "ended" else None
-    return {
-        "sessionId": pod.session,
-        "namespace": pod.namespace,
-        "pool": pod.pool,
-        "state": state,
-        "roomName": pod.room,
-        "createdAt": timestamp(pod.bound_at) if pod.bound_at else None,
-        "endedAt": timestamp(pod.finished_at) if pod.finished_at else None,
-        "coldStart": pod.cold_start is not None,
-        "botStartSeconds": pod.waited_seconds,
-        "deploymentId": pod.template_hash,
-        "endState": end_state(pod),
-        "completionStatus": _completion(pod, end) if state == "ended" else None,
-        "reason": end.reason if end else None,
-        "agent": {"pod": pod.name, "node": pod.node, "template": pod.template_hash},
-        "summary": summary,
-    }
+    return SessionRecord(
+        session_id=pod.session or "",
+        namespace=pod.namespace,
+        pool=pod.pool,
+        state=state,
+        room_name=pod.room,
+        created_at=pod.bound_at,
+        ended_at=pod.finished_at,
+        cold_start=pod.cold_start is not None,
+        bot_start_seconds=pod.waited_seconds,
+        deployment_id=pod.template_hash,
+        end_state=end_state(pod),
+        completion_status=_completion(pod, end) if state == "ended" else None,
+        reason=end.reason if end else None,
+        agent=RecordedAgent(pod=pod.name, node=pod.node, template=pod.template_hash),
+        summary=_summary(pod.message) if state == "ended" else None,
+    )
 
 
 def health(view: ClusterView, keys: Iterable[PoolKey]) -> dict[str, Any]:

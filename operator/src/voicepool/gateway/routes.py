@@ -13,8 +13,9 @@ from voicepool.gateway.auth import ANONYMOUS, Caller
 from voicepool.gateway.choice import Chooser
 from voicepool.gateway.errors import NotSynced
 from voicepool.gateway.services import Services
-from voicepool.gateway.starting import StartAnswer, StartBody, choose, start_session
+from voicepool.gateway.starting import choose, start_session
 from voicepool.gateway.view import PoolKey
+from voicepool.session_api import Session, StartBody
 
 probes = APIRouter(tags=["operation"])
 router = APIRouter(tags=["sessions"])
@@ -61,10 +62,10 @@ async def start(
     idempotency_key: Annotated[str | None, Header(max_length=255)] = None,
     prefer: Annotated[str | None, Header(max_length=255)] = None,
     traceparent: Annotated[str | None, Header(max_length=255)] = None,
-) -> StartAnswer:
+) -> Session:
     """Start a session with a warm agent of a pool: the one that is named, the best of several, the default one, or the only one."""
     body = body or StartBody()
-    choice = await choose(services, caller, body, body.pool or body.agentName or pool)
+    choice = await choose(services, caller, body, body.pool or body.agent_name or pool)
     return await start_session(request, services, caller, choice, body, idempotency_key, prefer, traceparent)
 
 
@@ -78,7 +79,7 @@ async def start_in_pool(
     idempotency_key: Annotated[str | None, Header(max_length=255)] = None,
     prefer: Annotated[str | None, Header(max_length=255)] = None,
     traceparent: Annotated[str | None, Header(max_length=255)] = None,
-) -> StartAnswer:
+) -> Session:
     """Start a session with a warm agent of this pool."""
     body = body or StartBody()
     choice = await choose(services, caller, body, pool)

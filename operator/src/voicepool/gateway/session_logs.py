@@ -9,12 +9,12 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 
 from voicepool.gateway.errors import ClusterUnavailable, SessionNotFound
 from voicepool.gateway.options import GatewayOptions
 from voicepool.kube.api import Forbidden, KubeApiError, LogApi, NotFound
 from voicepool.model import AGENT_CONTAINER, PodFact
+from voicepool.session_api import LogLine
 
 _LINE = re.compile(
     rb"(?P<time>\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d{1,9})?(?:Z|[+-]\d\d:\d\d)) ?(?P<log>.*)", re.DOTALL
@@ -23,25 +23,12 @@ MAX_LINES = 5000
 """Of one answer."""
 
 
-@dataclass(frozen=True, slots=True)
-class LogLine:
-    """One line that an agent has written."""
-
-    timestamp: str
-    """RFC 3339, as the node wrote it; empty where it did not."""
-    log: str
-
-    def as_json(self) -> dict[str, str]:
-        """In the words of Pipecat Cloud's client."""
-        return {"timestamp": self.timestamp, "log": self.log}
-
-
 def line_of(line: bytes) -> LogLine:
     """A line of a log that begins with its time."""
     match = _LINE.fullmatch(line)
     if match is None:
-        return LogLine("", line.decode(errors="replace"))
-    return LogLine(match["time"].decode(), match["log"].decode(errors="replace"))
+        return LogLine(timestamp="", log=line.decode(errors="replace"))
+    return LogLine(timestamp=match["time"].decode(), log=match["log"].decode(errors="replace"))
 
 
 def is_time(value: str) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
@@ -14,9 +14,9 @@ from voicepool.gateway.errors import SessionNotFound
 from voicepool.gateway.listing import Filter, State, page_of
 from voicepool.gateway.routes import Authenticated, Injected, known_pool
 from voicepool.gateway.services import Services
-from voicepool.gateway.starting import SESSION_ID_PATTERN
 from voicepool.gateway.view import PoolKey, is_live
 from voicepool.model import PodFact
+from voicepool.session_api import SESSION_ID_PATTERN, SessionList, SessionRecord, Terminated
 
 router = APIRouter(tags=["sessions"])
 
@@ -44,23 +44,6 @@ class ListQuery(BaseModel):
 Wanted = Annotated[ListQuery, Query()]
 
 
-class SessionList(BaseModel):
-    """A page of the sessions of a pool."""
-
-    total_count: int
-    """On all pages."""
-    sessions: list[dict[str, Any]]
-    nextCursor: str | None  # noqa: N815 -- the wire's spelling
-    """Leads to the next page; null on the last one."""
-
-
-class Terminated(BaseModel):
-    """A session that ends or has ended."""
-
-    status: Literal["terminated", "draining"]
-    session_id: str
-
-
 @router.get("/v1/agents/{pool}/sessions")
 async def list_sessions(services: Injected, caller: Authenticated, pool: str, wanted: Wanted) -> SessionList:
     """The sessions of a pool that run, and those that ended and are still kept; the newest first."""
@@ -68,7 +51,7 @@ async def list_sessions(services: Injected, caller: Authenticated, pool: str, wa
 
 
 @router.get("/v1/agents/{pool}/sessions/{session_id}")
-async def get_session(services: Injected, caller: Authenticated, pool: str, session_id: str) -> dict[str, Any]:
+async def get_session(services: Injected, caller: Authenticated, pool: str, session_id: str) -> SessionRecord:
     """One session: what its pod shows and what its agent says; of one that has ended, its agent's summary."""
     return await record_of(services, await known_pool(services, caller, pool), session_id)
 
@@ -107,10 +90,10 @@ def sessions_of(services: Services, key: PoolKey, wanted: ListQuery) -> SessionL
         cursor=wanted.cursor,
     )
     sessions = [records.session_record(pod) for pod in page.pods]
-    return SessionList(total_count=page.total, sessions=sessions, nextCursor=page.cursor)
+    return SessionList(total_count=page.total, sessions=sessions, next_cursor=page.cursor)
 
 
-async def record_of(services: Services, key: PoolKey, session_id: str) -> dict[str, Any]:
+async def record_of(services: Services, key: PoolKey, session_id: str) -> SessionRecord:
     """One session of a pool.
 
     Raises:

@@ -6,59 +6,21 @@ import asyncio
 import re
 import uuid
 from collections.abc import Coroutine
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from fastapi import Request
-from pydantic import BaseModel, ConfigDict, Field
 
 from voicepool.gateway.auth import Caller
 from voicepool.gateway.choice import Choice, Chooser
 from voicepool.gateway.errors import BadRequest
-from voicepool.gateway.label_selector import Selector
 from voicepool.gateway.livekit import caller_token
 from voicepool.gateway.requests import Started, StartRequest
 from voicepool.gateway.services import Services
+from voicepool.session_api import Session, StartBody, StartedAgent
 
 T = TypeVar("T")
 
-SESSION_ID_PATTERN = r"^[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?$"
-"""What Kubernetes takes as the value of a label."""
 _WAIT = re.compile(r"(?:^|[,;\s])wait\s*=\s*(\d{1,4})(?:$|[,;\s])")
-
-
-class StartBody(BaseModel):
-    """What a caller sends to start a session. Fields of other systems' clients are accepted and ignored."""
-
-    model_config = ConfigDict(extra="ignore")
-
-    pool: str | None = Field(None, max_length=317)
-    """The pool, as `name` or `namespace.name`."""
-    pools: list[Annotated[str, Field(min_length=1, max_length=317)]] | None = Field(None, min_length=1, max_length=10)
-    """Pools that will do, the best first, in place of one."""
-    selector: Selector | None = Field(None, max_length=1024)
-    """The labels of pools that will do, in place of their names: a map, or a string as `kubectl -l` takes it."""
-    namespace: str | None = Field(None, max_length=63)
-    """Of the pools that `selector` is about; the default one if it is left out."""
-    agentName: str | None = Field(None, max_length=317)  # noqa: N815 -- as Pipecat Cloud's clients send it
-    transport: Literal["livekit"] | None = None
-    sessionId: str | None = Field(None, pattern=SESSION_ID_PATTERN)  # noqa: N815 -- the wire's spelling
-    """Chosen by the caller; the same one again gets the same agent."""
-    waitFor: Literal["accepted", "joined"] | None = None  # noqa: N815 -- the wire's spelling
-    body: Any = None
-    """Handed to the bot as it is."""
-
-
-class StartAnswer(BaseModel):
-    """Where the caller finds its agent."""
-
-    sessionId: str  # noqa: N815 -- the wire's spelling
-    url: str
-    token: str
-    roomName: str  # noqa: N815 -- the wire's spelling
-    state: str
-    coldStart: bool  # noqa: N815 -- the wire's spelling
-    botStartSeconds: float  # noqa: N815 -- the wire's spelling
-    agent: dict[str, str]
 
 
 async def choose(services: Services, caller: Caller, body: StartBody, name: str | None) -> Choice:
@@ -89,7 +51,7 @@ async def start_session(
     idempotency_key: str | None,
     prefer: str | None,
     traceparent: str | None,
-) -> StartAnswer:
+) -> Session:
     """Give a session of a pool its agent, and its caller a token for the room.
 
     Raises:
@@ -101,8 +63,8 @@ async def start_session(
             namespace=choice.namespace,
             pool=choice.pools[0],
             others=choice.pools[1:],
-            session_id=body.sessionId or choice.session_id(caller, idempotency_key),
-            keyed=bool(body.sessionId or idempotency_key),
+            session_id=body.session_id or choice.session_id(caller, idempotency_key),
+            keyed=bool(body.session_id or idempotency_key),
             body=body.body,
             caller=caller.mark,
             span=span,
@@ -111,7 +73,7 @@ async def start_session(
         state = "accepted"
         if wait_seconds := _wait_seconds(services, body, prefer):
             with span.child("joined") as waited:
-                waiting = services.sessions.wait_joined(started, wait_seconds, required=body.waitFor == "joined")
+                waiting = services.sessions.wait_joined(started, wait_seconds, required=body.wait_for == "joined")
                 state = await _while_connected(request, waiting)
                 waited.note(state=state)
     token = caller_token(
@@ -120,15 +82,15 @@ async def start_session(
         identity=f"caller-{uuid.uuid4()}",
         ttl_seconds=services.options.caller_token_seconds,
     )
-    return StartAnswer(
-        sessionId=started.session_id,
+    return Session(
+        session_id=started.session_id,
         url=started.server.caller_url,
         token=token,
-        roomName=started.room,
+        room_name=started.room,
         state=state,
-        coldStart=started.cold_start,
-        botStartSeconds=round(started.seconds, 4),
-        agent={"pod": started.pod.name, "namespace": started.pod.namespace, "pool": started.pod.pool},
+        cold_start=started.cold_start,
+        bot_start_seconds=round(started.seconds, 4),
+        agent=StartedAgent(pod=started.pod.name, namespace=started.pod.namespace, pool=started.pod.pool),
     )
 
 
@@ -176,4 +138,4 @@ def _wait_seconds(services: Services, body: StartBody, prefer: str | None) -> fl
     match = _WAIT.search(prefer or "")
     if match:
         return min(float(match[1]), options.max_joined_wait_seconds)
-    return options.joined_wait_seconds if body.waitFor == "joined" else 0.0
+    return options.joined_wait_seconds if body.wait_for == "joined" else 0.0

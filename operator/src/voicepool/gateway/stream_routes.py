@@ -16,10 +16,11 @@ from voicepool.gateway.errors import BadRequest, ClusterUnavailable, SessionNotF
 from voicepool.gateway.live import pool_news, states
 from voicepool.gateway.routes import Authenticated, Injected, known_pool
 from voicepool.gateway.services import Services
-from voicepool.gateway.session_logs import MAX_LINES, LogLine, is_time
+from voicepool.gateway.session_logs import MAX_LINES, is_time
 from voicepool.gateway.session_routes import carrier
 from voicepool.gateway.streams import event
 from voicepool.model import PodFact
+from voicepool.session_api import EndOfLog, Log, LogLine
 
 log = logging.getLogger("voicepool.gateway")
 
@@ -46,8 +47,7 @@ async def session_logs(
     pod = await carrier(services, await known_pool(services, caller, pool), session_id)
     if follow:
         return await followed_log(services, pod, tail, last_event_id)
-    lines = await services.logs.tail(pod, tail)
-    return JSONResponse({"logs": [line.as_json() for line in lines]})
+    return JSONResponse(Log(logs=await services.logs.tail(pod, tail)).model_dump())
 
 
 @router.get("/v1/agents/{pool}/sessions/{session_id}/events", responses=_EVENTS)
@@ -130,8 +130,8 @@ async def _events_of_log(
             except StopAsyncIteration:
                 break
             line = None
-            yield event("log", told.as_json(), told.timestamp or None)
-        yield event("end", {"sessionId": pod.session})
+            yield event("log", told, told.timestamp or None)
+        yield event("end", EndOfLog(session_id=pod.session or ""))
     except (ClusterUnavailable, SessionNotFound) as error:
         # Without the event "end" the client knows that there is more, and comes back with the time of the last line.
         log.info("a log that is followed broke", extra={"session": pod.session, "error": error.detail})
@@ -151,7 +151,7 @@ async def _over(follower: Follower, *, over: bool) -> None:
 
 
 async def _events_of_session(services: Services, pod: PodFact, follower: Follower) -> AsyncGenerator[bytes]:
-    seen: AsyncGenerator[dict[str, Any]] = states(pod, follower, services.sessions.joined_status, services.options)
+    seen = states(pod, follower, services.sessions.joined_status, services.options)
     async with contextlib.aclosing(seen):
         with contextlib.suppress(FellBehind):
             async for record in seen:

@@ -8,13 +8,12 @@ gateway has a limited number of streams, so that they can never take what starts
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack
-from typing import Any
 
 from fastapi.sse import EventSourceResponse, format_sse_event
+from pydantic import BaseModel
 from starlette.types import Message, Receive, Scope, Send
 
 from voicepool.gateway.errors import TooManyStreams
@@ -26,9 +25,9 @@ HEARTBEAT = format_sse_event(comment="")
 """A comment: clients do not see it, and what lies between sees that the stream lives."""
 
 
-def event(name: str, data: Mapping[str, Any], id: str | None = None) -> bytes:
+def event(name: str, data: BaseModel, id: str | None = None) -> bytes:
     """One event with JSON in it."""
-    return format_sse_event(event=name, data_str=json.dumps(data, separators=(",", ":")), id=id)
+    return format_sse_event(event=name, data_str=data.model_dump_json(by_alias=True), id=id)
 
 
 class Streams:

@@ -12,6 +12,7 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from itertools import repeat
 from typing import Any
 
 from voicepool.disruption import protection
@@ -82,8 +83,22 @@ def choose(
         taken_on_node: by node, how many pods of the pool have a call, or are about to.
         in_flight: how many binds of the pool are under way in this process.
     """
+    # Asked for hundreds of pods in each bind, so what is done for each of them is little.
     pods = [pod for pod in free if pod.cold_start == session_id]
     pods = pods or [pod for pod in free if pod.template_hash == template_hash] or list(free)
+    choice = _by_placement(pods, placement, taken_on_node, at_least=CHOICE_PER_BIND * in_flight + 1)
+    session = _number(session_id)
+    # The hash of a pair of numbers is the same in every process.
+    order = [*map(hash, zip(repeat(session), map(_number, [pod.uid for pod in choice]), strict=False))]
+    return choice[order.index(min(order))]
+
+
+def _by_placement(
+    pods: Sequence[PodFact], placement: Placement, taken_on_node: Mapping[str, int], *, at_least: int
+) -> Sequence[PodFact]:
+    """The pods of the nodes that are to be filled first, of so many nodes that there are so many pods."""
+    if len({pod.node for pod in pods}) == 1:
+        return pods
     by_node: defaultdict[str, list[PodFact]] = defaultdict(list)
     for pod in pods:
         by_node[pod.node or ""].append(pod)
@@ -95,11 +110,9 @@ def choose(
     choice: list[PodFact] = []
     for rank in sorted(by_rank):
         choice += by_rank[rank]
-        if len(choice) > CHOICE_PER_BIND * in_flight:
+        if len(choice) >= at_least:
             break
-    session = _number(session_id)
-    # Asked for hundreds of pods in each bind, so each name is hashed once. The hash of a pair of numbers is the same in every process.
-    return min(choice, key=lambda pod: hash((session, _number(pod.uid))))
+    return choice
 
 
 @functools.lru_cache(maxsize=1 << 15)

@@ -101,6 +101,8 @@ class NotUnderstood(VoicepoolError):
 class Refused(VoicepoolError):
     """The gateway's answer is an error; of this class itself where the code is one that this client does not know."""
 
+    status: int
+
 
 class InvalidRequest(Refused):
     """The request itself is wrong; the same one will fail again."""

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import contextlib
 import dataclasses
 import json
 import logging
+import os
+import re
+import ssl
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -18,6 +22,7 @@ import httpx2
 import jwt
 import pytest
 from tests.ports import free_port
+from tests.unit.authority import Authority
 from tests.unit.between import Between, between, page, refusal
 from tests.unit.fakes import NAMESPACE, POOLS, pool_object
 from tests.unit.gateways import API_KEY, LIVEKIT_SECRET, SCOPED_KEY, Gateway, World, until, world
@@ -25,6 +30,7 @@ from tests.unit.loopback import served
 from tests.unit.test_gateway_streams import end
 from tests.without_async import RESULT, without_async
 
+from voicepool import client
 from voicepool.client import (
     AsyncVoicepool,
     ConnectionFailed,
@@ -41,6 +47,7 @@ from voicepool.client import (
     SessionNotFound,
     StreamBroken,
     Timeout,
+    TlsFailed,
     TooManyStreams,
     TryAgainLater,
     Unauthorized,
@@ -49,11 +56,16 @@ from voicepool.client import (
 
 T = TypeVar("T")
 
+ROOT = Path(__file__).parents[2]
+GUIDE = ROOT / "docs" / "guides" / "python-client.md"
+
 
 @dataclasses.dataclass
 class Here:
     world: World
     gateway: Gateway
+    address: str
+    """Of the gateway itself."""
     way: Between
 
     def client(self, **more: Any) -> AsyncVoicepool:
@@ -75,7 +87,7 @@ async def here(tmp_path: Path) -> AsyncIterator[Here]:
         made.pool(onEmpty={"policy": "Queue", "timeoutSeconds": 30})
         gateway = await made.gateway(state_interval_seconds=0.02)
         async with served(gateway) as address, between(address) as way:
-            yield Here(made, gateway, way)
+            yield Here(made, gateway, address, way)
 
 
 # Starting a session
@@ -488,6 +500,31 @@ async def test_a_gateway_that_is_away_is_named_with_what_to_do() -> None:
         other.session("demo", "one")
 
 
+@pytest.mark.parametrize("trusted", [False, True])
+async def test_a_gateway_whose_certificate_is_not_trusted_is_told_apart_at_once(
+    here: Here, trusted: bool, tmp_path: Path
+) -> None:
+    here.world.pods(1)
+    authority = Authority(tmp_path)
+    server = await asyncio.start_server(here.way.accept, "127.0.0.1", 0, ssl=authority.server)
+    verify = authority.client if trusted else ssl.create_default_context()
+    async with server, httpx2.AsyncClient(verify=verify) as http:
+        address = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        async with AsyncVoicepool(address, api_key=API_KEY, http_client=http) as voicepool:
+            if trusted:
+                assert (await voicepool.start("demo")).session_id
+                return
+            with pytest.raises(TlsFailed, match="What to do: check https or http"):
+                await voicepool.start("demo")
+    assert here.way.requests == []
+
+
+async def test_https_where_nobody_speaks_it_is_told_at_once(here: Here) -> None:
+    async with AsyncVoicepool(here.address.replace("http:", "https:"), api_key="x") as voicepool:
+        with pytest.raises(TlsFailed):
+            await voicepool.start("demo")
+
+
 @pytest.mark.parametrize(
     ("answer", "words"),
     [
@@ -595,3 +632,53 @@ def test_importing_the_client_brings_nothing_of_the_operator_along() -> None:
     assert not roots & {"aiohttp", "fastapi", "starlette", "jwt", "kopf", "kubernetes", "livekit", "prometheus_client"}
     ours = {name for name in seen if name.startswith("voicepool.") and not name.startswith("voicepool.client")}
     assert ours == {"voicepool.session_api"}
+
+
+# What is shown to users
+
+
+async def test_the_example_starts_a_session(here: Here) -> None:
+    here.world.pods(1)
+    example = ROOT / "examples" / "start_a_session.py"
+    assert len([line for line in example.read_text().splitlines()[1:] if line]) <= 6
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, example, "demo"),
+        env={**os.environ, "GATEWAY": here.way.address, "KEY": API_KEY},
+        stdout=asyncio.subprocess.PIPE,
+    )
+    said, _ = await process.communicate()
+    session, url, token = said.decode().split()
+    assert here.world.agents.with_session(session)[0].claims[0]["body"] == {"name": "Ada"}
+    assert (url, token.count(".")) == ("ws://livekit.example:7880", 2)
+
+
+async def test_the_guide_does_what_it_shows(here: Here, capsys: pytest.CaptureFixture[str]) -> None:
+    here.world.pods(2)
+    first, calls, errors, certificates = re.findall(
+        r"^```python\n(.*?)^```$", GUIDE.read_text(), re.DOTALL | re.MULTILINE
+    )
+    names: dict[str, Any] = {**vars(client), "contextlib": contextlib, "key": API_KEY}
+
+    async def do(text: str) -> None:
+        text = text.replace("https://voice.example.com", here.way.address).replace("support-line", "demo")
+        await eval(compile(text, GUIDE, "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT), names)  # noqa: S307 -- our own page
+
+    await do(first)
+    assert capsys.readouterr().out.startswith("ws://livekit.example:7880 ey")
+    async with here.client() as voicepool:
+        names["voicepool"] = voicepool
+        task = asyncio.create_task(do(calls))
+        await until(lambda: any(agent.ends for agent in here.world.agents.all()))
+        (ending,) = (agent for agent in here.world.agents.all() if agent.ends)
+        assert ending.ends == ["drain"]
+        end(here.world, names["session"].agent.pod)
+        await task
+        assert len(names["active"]) == 1
+        assert names["active"][0].session_id != names["session"].session_id
+        here.way.answers = [refusal(503, "NO_WARM_AGENT", retry_after_seconds=99), refusal(401, "UNAUTHENTICATED")]
+        await do(errors)
+        await do(errors)
+    said = capsys.readouterr().out
+    assert "try again in 99 s" in said
+    assert "In words. (401 UNAUTHENTICATED) What to do" in said
+    assert "httpx2.AsyncClient(verify=context)" in certificates

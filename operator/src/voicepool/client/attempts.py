@@ -10,7 +10,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Mapping
 
-from voicepool.client.errors import ConnectionFailed, NotUnderstood, TryAgainLater, VoicepoolError
+from voicepool.client.errors import ConnectionFailed, NotUnderstood, TlsFailed, TryAgainLater, VoicepoolError
 
 FIRST_PAUSE_SECONDS = 0.25
 LONGEST_PAUSE_SECONDS = 8.0
@@ -110,6 +110,8 @@ class Attempts:
 
 def _passes(error: VoicepoolError) -> bool:
     match error:
+        case TlsFailed():
+            return False
         case ConnectionFailed():
             return True
         case TryAgainLater():

@@ -1,7 +1,8 @@
 """Everything that can go wrong with a call, as a tree of exceptions.
 
 VoicepoolError
-+-- ConnectionFailed             no answer: nobody listens there, TLS fails, the connection broke
++-- ConnectionFailed             no answer: nobody listens there, or the connection broke
+|   +-- TlsFailed                the certificate is not trusted, or nobody speaks TLS there
 |   +-- StreamBroken             a log or events that were followed broke off
 +-- Timeout                      no answer within ``timeout_seconds``
 +-- NotUnderstood                what answered is no gateway, or one that speaks another version
@@ -76,6 +77,12 @@ class ConnectionFailed(VoicepoolError):
     """No answer came, or only a part of one."""
 
     what_to_do = "check the address, and that the gateway runs and can be reached from here."
+
+
+class TlsFailed(ConnectionFailed):
+    """Somebody is there, but not with a certificate that is trusted here, or without TLS at all."""
+
+    what_to_do = "check https or http and the port, and give the certificates that you trust by an http_client."
 
 
 class StreamBroken(ConnectionFailed):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ssl
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -12,7 +13,15 @@ from pydantic import ValidationError
 from voicepool import __version__
 from voicepool.client.attempts import Attempts
 from voicepool.client.calls import Call
-from voicepool.client.errors import ConnectionFailed, NotUnderstood, StreamBroken, Timeout, VoicepoolError, refused
+from voicepool.client.errors import (
+    ConnectionFailed,
+    NotUnderstood,
+    StreamBroken,
+    Timeout,
+    TlsFailed,
+    VoicepoolError,
+    refused,
+)
 from voicepool.client.streams import Following, Stream
 from voicepool.session_api import ErrorAnswer
 
@@ -22,7 +31,8 @@ ApiKey = str | Callable[[], str] | None
 
 TIMEOUT_SECONDS = 60.0
 # A start that waits in a pool's queue holds a connection all the time, so their number has no limit of ours.
-LIMITS = httpx2.Limits(max_connections=None, max_keepalive_connections=20)
+# Gateways close what is idle for 5 s (uvicorn's default), and a request that meets that costs an attempt.
+LIMITS = httpx2.Limits(max_connections=None, max_keepalive_connections=20, keepalive_expiry=4.0)
 
 
 class Shell:
@@ -79,6 +89,7 @@ class Shell:
 
         Raises:
             Timeout: the call's time is up.
+            TlsFailed: whoever is there is not trusted.
             StreamBroken: a stream that had begun does not go on.
             ConnectionFailed: there is no answer, or only a part of one.
         """
@@ -93,7 +104,8 @@ class Shell:
             if attempts.left.streaming:
                 raise StreamBroken(f"{self._what(call)}: the stream broke ({reason}).") from error
             if not isinstance(error, httpx2.TimeoutException):
-                raise ConnectionFailed(f"{self._what(call)}: {reason}.") from error
+                kind = TlsFailed if _is_tls(error) else ConnectionFailed
+                raise kind(f"{self._what(call)}: {reason}.") from error
             within = f"{attempts.timeout_seconds:g} s" + (f" and {attempts.made} attempts" if attempts.made > 1 else "")
             raise Timeout(f"{self._what(call)}: no answer within {within}.") from (attempts.earlier or error)
 
@@ -148,6 +160,15 @@ class Shell:
 
     def _what(self, call: Call[Any]) -> str:
         return f"{call.method} {self.url}{call.path}"
+
+
+def _is_tls(error: BaseException | None) -> bool:
+    while error is not None:
+        if isinstance(error, ssl.SSLError):
+            # The other side's end while both still agree is no word on its certificate.
+            return not isinstance(error, (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError))
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _is_address(url: str) -> bool:

@@ -1,5 +1,5 @@
 # Every target is one line; what it does is in the file that it calls.
-.PHONY: help setup check test unit sim bench demo demo-down images cluster cluster-down crds requirements newest-pipecat
+.PHONY: help setup check test unit sim bench demo demo-down images cluster cluster-down crds client requirements newest-pipecat
 
 help: ## show the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
@@ -41,6 +41,9 @@ cluster-down: .venv/ready ## and away with it
 
 crds: .venv/ready ## write crds/ anew from the models
 	@.venv/bin/python -m voicepool.main crd --write crds helm/voicepool/files
+
+client: .venv/ready ## write the client without async anew from the one with it
+	@.venv/bin/python -m tests.without_async
 
 requirements: .venv/ready ## pin all dependencies anew
 	@tests/lock

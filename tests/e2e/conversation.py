@@ -39,13 +39,10 @@ class Conversation:
     Args:
         caller: in the room.
         session: what the gateway answered.
-        requested: when the request was sent, on the caller's clock.
-        requested_at: the same moment on the wall clock, to lay beside what the cluster has written down.
     """
 
-    def __init__(self, caller: Caller, session: Answer, requested: float, requested_at: float) -> None:
+    def __init__(self, caller: Caller, session: Answer) -> None:
         self.caller, self.session = caller, session
-        self.requested, self.requested_at = requested, requested_at
         self.questions: list[Moment] = []
         self.answers: list[Moment] = []
 
@@ -75,11 +72,11 @@ class Conversation:
             ) from None
         await self.caller.say(pcm, rate)
         asked = time.monotonic()
-        self.questions.append(Moment("the question has been asked", asked - self.requested))
+        self.questions.append(Moment("the question has been asked", asked - self.session.requested))
         answer = await self.listen()
         while answer.began < asked:  # the end of what the agent was still saying
             answer = await self.listen()
-        self.answers.append(Moment("the answer begins", answer.began - self.requested))
+        self.answers.append(Moment("the answer begins", answer.began - self.session.requested))
         return answer
 
     def timeline(self) -> list[Moment]:
@@ -90,7 +87,7 @@ class Conversation:
             "first-audio": "first audio heard",
         }
         seen = [
-            Moment(words, self.caller.timeline[name] - self.requested)
+            Moment(words, self.caller.timeline[name] - self.session.requested)
             for name, words in names.items()
             if name in self.caller.timeline
         ]
@@ -105,7 +102,6 @@ async def call(deployment: Deployment, pool: str, *, timeout_seconds: float = 60
     Raises:
         ClusterError: there is no session, with the gateway's words; or the room cannot be joined.
     """
-    requested, requested_at = time.monotonic(), time.time()
     session = await deployment.start(pool, timeout_seconds=timeout_seconds)
     if session.status != 200:
         raise ClusterError(
@@ -122,7 +118,7 @@ async def call(deployment: Deployment, pool: str, *, timeout_seconds: float = 60
             "does the LiveKit server run? kubectl get pods --namespace livekit",
         ) from None
     try:
-        yield Conversation(caller, session, requested, requested_at)
+        yield Conversation(caller, session)
     finally:
         await caller.leave()
 

@@ -161,7 +161,7 @@ async def _make_call(
 
 
 def _timeline(conversation: Conversation, bound_at: str) -> list[Moment]:
-    bound = datetime.datetime.fromisoformat(bound_at).timestamp() - conversation.requested_at
+    bound = datetime.datetime.fromisoformat(bound_at).timestamp() - conversation.session.requested_at
     return [
         Moment("request sent", 0.0),
         *sorted([Moment("bound", bound), *conversation.timeline()], key=lambda one: one.seconds),

@@ -13,19 +13,23 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import aiohttp
+import httpx2
 import yaml
 import yarl
 from tests.cluster.errors import ClusterError
 from tests.cluster.images import IMAGES, LIVEKIT
 from tests.cluster.progress import Progress
 from tests.cluster.tool import Cluster
+
+from voicepool.client import AsyncVoicepool, Refused, VoicepoolError
+from voicepool.session_api import SessionRecord
 
 Json = dict[str, Any]
 
@@ -50,17 +54,20 @@ _GATEWAY_DEADLINE_SECONDS = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the gateway answered to `POST /start`.
+    """What became of a start: a session, or a refusal.
 
     Attributes:
         status: of HTTP.
+        requested: when the request was sent, on the caller's clock.
+        requested_at: the same moment on the wall clock, to lay beside what the cluster has written down.
+        seconds: how long the answer took.
         code: which error; empty where there is none.
         words: what the error says.
-        retry_after: the header, as it came.
-        seconds: how long the answer took.
     """
 
     status: int
+    requested: float
+    requested_at: float
     seconds: float
     session_id: str = ""
     url: str = ""
@@ -69,7 +76,7 @@ class Answer:
     cold_start: bool = False
     code: str = ""
     words: str = ""
-    retry_after: str | None = None
+    retry_after_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,42 +104,37 @@ class Deployment:
         Raises:
             ClusterError: no answer came, or none that can be understood.
         """
-        url = f"{self.gateway_url}/v1/public/{pool}/start"
-        began = time.monotonic()
-        try:
-            async with (
-                aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=timeout_seconds)) as http,
-                http.post(
-                    url, json={"body": body or {}}, headers={"Authorization": f"Bearer {self.api_key}"}
-                ) as response,
-            ):
-                answer = await response.json()
-                retry_after = response.headers.get("Retry-After")
-                status = response.status
-        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
-            raise ClusterError(
-                f"no usable answer from {url} within {timeout_seconds:g} s ({type(error).__name__})",
-                f"see what the gateways say: kubectl logs --namespace {NAMESPACE} "
-                "--selector app.kubernetes.io/component=gateway",
-            ) from None
-        seconds = time.monotonic() - began
-        if status != 200:
+        async with self.client() as voicepool:
+            requested, requested_at = time.monotonic(), time.time()
+            try:
+                session = await voicepool.start(pool, body=body or {}, timeout_seconds=timeout_seconds)
+            except Refused as error:
+                return Answer(
+                    error.status,
+                    requested,
+                    requested_at,
+                    time.monotonic() - requested,
+                    code=error.code,
+                    words=error.detail,
+                    retry_after_seconds=error.retry_after_seconds,
+                )
+            except VoicepoolError as error:
+                raise ClusterError(
+                    str(error),
+                    f"see what the gateways say: kubectl logs --namespace {NAMESPACE} "
+                    "--selector app.kubernetes.io/component=gateway",
+                ) from None
             return Answer(
-                status,
-                seconds,
-                code=answer.get("code", ""),
-                words=answer.get("detail", ""),
-                retry_after=retry_after,
+                200,
+                requested,
+                requested_at,
+                time.monotonic() - requested,
+                session_id=session.session_id,
+                url=session.url,
+                room=session.room_name,
+                token=session.token,
+                cold_start=session.cold_start,
             )
-        return Answer(
-            status,
-            seconds,
-            session_id=answer["sessionId"],
-            url=answer["url"],
-            room=answer["roomName"],
-            token=answer["token"],
-            cold_start=bool(answer.get("coldStart")),
-        )
 
     async def ask(self, path: str, *, api_key: str | None = None) -> tuple[int, Json]:
         """GET a path of the gateway, which goes out as it stands; status and JSON."""
@@ -141,16 +143,20 @@ class Deployment:
         async with aiohttp.ClientSession() as http, http.get(url, headers=headers) as response:
             return response.status, await response.json()
 
-    async def session(self, pool: str, session_id: str) -> Json:
-        """What the gateway knows of a session. Raises aiohttp.ClientError."""
-        url = f"{self.gateway_url}/v1/agents/{pool}/sessions/{session_id}"
+    async def session(self, pool: str, session_id: str) -> SessionRecord:
+        """What the gateway knows of a session. Raises VoicepoolError."""
+        async with self.client() as voicepool:
+            return await voicepool.session(pool, session_id)
+
+    @asynccontextmanager
+    async def client(self) -> AsyncIterator[AsyncVoicepool]:
+        """The session API as any caller's program has it. A refusal is told as it comes."""
+        # Nothing here is encrypted, and to read the certificates of a machine takes longer than a start.
         async with (
-            aiohttp.ClientSession() as http,
-            http.get(url, headers={"Authorization": f"Bearer {self.api_key}"}) as response,
+            httpx2.AsyncClient(verify=False) as http,
+            AsyncVoicepool(self.gateway_url, api_key=self.api_key, retry=False, http_client=http) as voicepool,
         ):
-            response.raise_for_status()
-            found: Json = await response.json()
-            return found
+            yield voicepool
 
     def apply_pool(self, manifest: str | Json) -> str:
         """Apply a VoiceAgentPool and give its name.

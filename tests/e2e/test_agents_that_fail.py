@@ -28,17 +28,17 @@ async def test_a_session_whose_agent_is_killed_is_dropped_and_says_why(
     async with call(deployment, pool) as conversation:
         session = conversation.session.session_id
         await conversation.listen()
-        assert (await deployment.session(pool, session))["state"] in ("accepted", "joined")
+        assert (await deployment.session(pool, session)).state in ("accepted", "joined")
         pod = await asyncio.to_thread(deployment.pod_of_session, session)
         processes = await asyncio.to_thread(processes_in, [pod["metadata"]["uid"]], b"voicepool_agent")
         assert processes
         kill(processes)
         began = time.monotonic()
         async with asyncio.timeout(60):
-            while (record := await deployment.session(pool, session))["completionStatus"] is None:  # noqa: ASYNC110 - a caller polls as well
+            while (record := await deployment.session(pool, session)).completion_status is None:  # noqa: ASYNC110 - a caller polls as well
                 await asyncio.sleep(0.05)
         print(f"dropped, seen at the gateway after {time.monotonic() - began:.2f} s")
-    assert (record["state"], record["completionStatus"], record["reason"]) == ("ended", "dropped", "crashed")
+    assert (record.state, record.completion_status, record.reason) == ("ended", "dropped", "crashed")
     (event,) = await until("the Event", lambda: events_of(deployment, pool, "SessionDropped"))
     assert f"Session {session} was dropped with pod {pod['metadata']['name']} (crashed, exit code 137)" in event
 

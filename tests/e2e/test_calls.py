@@ -147,7 +147,7 @@ async def test_with_every_pod_broken_a_caller_is_told_so_in_time(
     answer = await deployment.start(pool, timeout_seconds=10)
     assert (answer.status, answer.code) == (status, "NO_WARM_AGENT")
     assert f"of the pods of default/{pool} 0 are in sessions or about to be, 2 are starting" in answer.words
-    assert answer.retry_after is not None
+    assert answer.retry_after_seconds is not None
     assert not [pod for pod in await asyncio.to_thread(deployment.pods_of, pool) if is_ready(pod)]
 
 
@@ -361,7 +361,7 @@ async def test_twenty_callers_at_once_on_ten_agents_get_ten_agents_and_ten_clear
     assert len(set(bound.values())) == 10
     assert {answer.status for answer in refused} == {429}
     assert {answer.code for answer in refused} <= {"NO_WARM_AGENT", "POOL_AT_CAPACITY"}
-    assert all(answer.retry_after and pool in answer.words for answer in refused)
+    assert all(answer.retry_after_seconds and pool in answer.words for answer in refused)
 
 
 # Mistakes

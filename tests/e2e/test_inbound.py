@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import datetime
-import json
 import secrets
 from collections.abc import AsyncIterator
 
-import aiohttp
 import pytest
 from livekit import api
 from tests.e2e.caller import Caller
@@ -67,13 +65,9 @@ async def test_a_caller_by_telephone_hears_an_agent_and_the_line_is_cut_when_the
         assert (await caller.hear(timeout_seconds=60)).seconds > 0.5
         (pod,) = await asyncio.to_thread(bound)
         session = pod["metadata"]["labels"]["voicepool.dev/session"]
-        status, _ = await deployment.ask(f"/v1/agents/{pool}/sessions/{session}")
-        assert status == 200
-        async with (
-            aiohttp.ClientSession(headers={"Authorization": f"Bearer {deployment.api_key}"}) as http,
-            http.delete(f"{deployment.gateway_url}/v1/agents/{pool}/sessions/{session}") as answer,
-        ):
-            assert answer.status == 200
+        assert (await deployment.session(pool, session)).room_name == room
+        async with deployment.client() as voicepool:
+            await voicepool.end(pool, session)
         await line_is_cut(caller)
     assert room not in await names(livekit)
     assert len(await asyncio.to_thread(bound)) == 1
@@ -100,14 +94,9 @@ async def test_a_client_of_livekits_sdks_gets_an_agent_from_the_token_endpoint(
     deployment: Deployment, make_pool: MakePool
 ) -> None:
     pool = await make_pool("token", light())
-    body = {"participant_identity": "ada", "room_config": {"agents": [{"agent_name": pool}]}}
-    async with (
-        aiohttp.ClientSession(headers={"Authorization": f"Bearer {deployment.api_key}"}) as http,
-        http.post(f"{deployment.gateway_url}/v1/{pool}/livekit/token", json=body) as response,
-    ):
-        assert response.status == 201
-        answer = json.loads(await response.text())
-    async with Caller(answer["server_url"], answer["participant_token"]) as caller:
+    async with deployment.client() as voicepool:
+        answer = await voicepool.livekit_token(pool, participant_identity="ada")
+    async with Caller(answer.server_url, answer.participant_token) as caller:
         assert (await caller.hear(timeout_seconds=60)).seconds > 0.5
 
 

@@ -157,4 +157,8 @@ async def test_probes_metrics_and_the_document_are_served(here: World) -> None:
     assert (await gateway.client.get("/readyz")).status_code == 200
     metrics = (await gateway.client.get("/metrics")).text
     assert 'voicepool_gateway_starts_total{namespace="calls",outcome="started",pool="demo"} 1.0' in metrics
-    assert "/v1/public/{pool}/start" in (await gateway.client.get("/openapi.json")).json()["paths"]
+    document = (await gateway.client.get("/openapi.json")).json()
+    assert "/v1/public/{pool}/start" in document["paths"]
+    assert {"sessionId", "createdAt", "summary"} <= document["components"]["schemas"]["SessionRecord"][
+        "properties"
+    ].keys()

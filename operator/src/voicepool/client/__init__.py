@@ -1,0 +1,97 @@
+"""The client of the session API: starts sessions with warm agents, and asks for them.
+
+    async with AsyncVoicepool("https://voice.example.com", api_key=key) as voicepool:
+        session = await voicepool.start("support-line", body={"name": "Ada"})
+        print(session.url, session.token)
+
+:class:`Voicepool` is the same without ``async``. Both raise what :mod:`voicepool.client.errors` lists. Needs ``pip install "voicepool[client]"``.
+"""
+
+from voicepool.client.asynchronous import AsyncVoicepool
+from voicepool.client.errors import (
+    AgentNotJoined,
+    AgentsRefused,
+    AgentUnreachable,
+    BodyTimeout,
+    BodyTooLarge,
+    ClusterUnavailable,
+    ConnectionFailed,
+    DeadlinePassed,
+    GatewayFailed,
+    InvalidRequest,
+    IssuerUnavailable,
+    LiveKitNotConfigured,
+    LiveKitUnavailable,
+    NotSynced,
+    NotUnderstood,
+    NoWarmAgent,
+    PoolAtCapacity,
+    PoolNotAllowed,
+    PoolNotFound,
+    QueueFull,
+    QuotaExceeded,
+    RateLimited,
+    Refused,
+    RouteNotFound,
+    SessionElsewhere,
+    SessionEnded,
+    SessionNotFound,
+    StreamBroken,
+    Timeout,
+    TlsFailed,
+    TooManyFailures,
+    TooManyStreams,
+    TryAgainLater,
+    Unauthorized,
+    VoicepoolError,
+)
+from voicepool.client.streams import SessionNews
+from voicepool.client.synchronous import Voicepool
+from voicepool.session_api import LogLine, PoolCounts, Session, SessionRecord, Terminated, TokenAnswer
+
+__all__ = [
+    "AgentNotJoined",
+    "AgentUnreachable",
+    "AgentsRefused",
+    "AsyncVoicepool",
+    "BodyTimeout",
+    "BodyTooLarge",
+    "ClusterUnavailable",
+    "ConnectionFailed",
+    "DeadlinePassed",
+    "GatewayFailed",
+    "InvalidRequest",
+    "IssuerUnavailable",
+    "LiveKitNotConfigured",
+    "LiveKitUnavailable",
+    "LogLine",
+    "NoWarmAgent",
+    "NotSynced",
+    "NotUnderstood",
+    "PoolAtCapacity",
+    "PoolCounts",
+    "PoolNotAllowed",
+    "PoolNotFound",
+    "QueueFull",
+    "QuotaExceeded",
+    "RateLimited",
+    "Refused",
+    "RouteNotFound",
+    "Session",
+    "SessionElsewhere",
+    "SessionEnded",
+    "SessionNews",
+    "SessionNotFound",
+    "SessionRecord",
+    "StreamBroken",
+    "Terminated",
+    "Timeout",
+    "TlsFailed",
+    "TokenAnswer",
+    "TooManyFailures",
+    "TooManyStreams",
+    "TryAgainLater",
+    "Unauthorized",
+    "Voicepool",
+    "VoicepoolError",
+]

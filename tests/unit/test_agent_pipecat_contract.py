@@ -33,6 +33,7 @@ from pipecat.turns.user_stop import TurnAnalyzerUserTurnStopStrategy
 from pipecat.turns.user_turn_strategies import UserTurnStrategies
 from pipecat.workers.runner import WorkerRunner
 from websockets.asyncio.client import ClientConnection
+from websockets.protocol import State
 
 from voicepool_agent import pipecat_private
 from voicepool_agent.connections import Connections
@@ -156,6 +157,18 @@ async def test_a_service_with_a_socket_shows_it_once_it_is_connected() -> None:
     service._websocket = ClientConnection.__new__(ClientConnection)
     assert pipecat_private.socket(service) is service._websocket
     assert pipecat_private.socket(FrameProcessor()) is None
+
+
+async def test_services_are_disconnected_until_their_socket_is_open_but_for_those_of_a_switcher() -> None:
+    alone, one, other = (AssemblyAISTTService(api_key="a-key") for _ in range(3))
+    ours = worker(alone, FrameProcessor(), ServiceSwitcher([one, other], ServiceSwitcherStrategyFailover))
+    assert pipecat_private.disconnected(ours) == [alone]
+    connection = ClientConnection.__new__(ClientConnection)
+    connection.protocol = SimpleNamespace(state=State.CONNECTING)  # type: ignore[assignment]
+    alone._websocket = connection
+    assert pipecat_private.disconnected(ours) == [alone]
+    connection.protocol.state = State.OPEN
+    assert pipecat_private.disconnected(ours) == []
 
 
 async def test_a_room_is_left_by_the_very_request_that_its_own_disconnect_makes(

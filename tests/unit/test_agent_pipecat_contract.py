@@ -285,9 +285,9 @@ async def test_heartbeats_are_seen_until_a_processor_holds_them_up_and_it_is_kno
             await beats.get()
             await ours.queue_frame(TextFrame("words"))
             await holder.arrived.wait()
-            while not pipecat_private.held_up(ours):  # noqa: ASYNC110 - nobody tells when a heartbeat begins to wait
+            # One that is on its way may be in the sender's queue for a moment.
+            while pipecat_private.held_up(ours) != [holder]:  # noqa: ASYNC110 - nobody tells when a heartbeat begins to wait
                 await asyncio.sleep(0.01)
-        assert pipecat_private.held_up(ours) == [holder]
 
 
 async def test_a_bot_that_has_not_asked_for_heartbeats_reads_no_complaint_about_them() -> None:

@@ -14,10 +14,12 @@ on the one clock that the constructor was given, so that they can be laid beside
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import sys
 import time
 import wave
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -261,6 +263,43 @@ class Caller:
                 await self._microphone.capture_frame(rtc.AudioFrame(frame, MICROPHONE_RATE, 1, per_frame))
             self._mark("said")
             done.set()
+
+
+_DISTANT = """
+import asyncio, sys
+from tests.e2e.caller import Caller
+
+async def main():
+    async with Caller(sys.argv[1], sys.argv[2]) as caller:
+        await caller.wait_until_listened_to()
+        print("listened to", flush=True)
+        await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+
+
+@contextlib.asynccontextmanager
+async def distant_caller(
+    url: str, token: str, *, timeout_seconds: float = 30.0
+) -> AsyncIterator[asyncio.subprocess.Process]:
+    """A caller in a process of its own, whom the agent hears, and who never says goodbye.
+
+    Raises:
+        TimeoutError: the agent does not hear it in time.
+    """
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", _DISTANT, url, token, stdout=asyncio.subprocess.PIPE
+    )
+    try:
+        assert process.stdout is not None
+        async with asyncio.timeout(timeout_seconds):
+            assert await process.stdout.readline() == b"listened to\n"
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
 
 
 def write_wav(path: Path, pcm16: bytes, rate: int = HEARD_RATE) -> None:

@@ -7,15 +7,14 @@ import json
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from tests.cluster.images import NAMES, build_all
 from tests.cluster.progress import Progress
 from tests.cluster.tool import Cluster
-from tests.e2e.deployment import Deployment, Json, install, load
+from tests.e2e.deployment import Deployment, install, load
 from tests.e2e.livekit_server import LiveKit, run_livekit
-from tests.e2e.pools import BOT_MAP, BOTS, MakePool, pool_of
+from tests.e2e.pools import BOT_MAP, BOTS, MakePool, pools
 
 Speech = tuple[bytes, int]
 
@@ -71,22 +70,8 @@ def deployment(cluster: Cluster) -> Deployment:
 @pytest.fixture
 async def make_pool(deployment: Deployment) -> AsyncIterator[MakePool]:
     """Makes a pool and waits until it is warm; gone after the test, with its pods."""
-    made: list[str] = []
-
-    async def make(name: str, container: Json, *, wait: bool = True, **spec: Any) -> str:
-        made.append(name)
-        await asyncio.to_thread(deployment.apply_pool, pool_of(name, container, **spec))
-        if wait:
-            await asyncio.to_thread(deployment.wait_until_ready, name)
-        return name
-
-    yield make
-    kubectl = deployment.cluster.kubectl
-    for name in made:
-        await asyncio.to_thread(kubectl, "delete", "vpool", name, "--ignore-not-found")
-        await asyncio.to_thread(
-            kubectl, "delete", "pods", "--selector", f"voicepool.dev/pool={name}", "--grace-period=1"
-        )
+    async with pools(deployment) as make:
+        yield make
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import json
 import secrets
+import socket
 import tempfile
 import time
 import urllib.error
@@ -271,6 +272,13 @@ def find(cluster: Cluster) -> Deployment:
 def livekit_url(cluster: Cluster) -> str:
     """Where callers and agents find the LiveKit server."""
     return f"ws://{cluster.node_address}:{LIVEKIT_PORT}"
+
+
+def own_address(cluster: Cluster) -> str:
+    """The address of this machine at which pods reach it."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as route:
+        route.connect((cluster.node_address, LIVEKIT_PORT))  # sends nothing
+        return str(route.getsockname()[0])
 
 
 def livekit_key(cluster: Cluster) -> str:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
 import os
 import signal
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
 from tests.e2e.bound import QUIET_BOT
+from tests.e2e.broken_bots import CANNOT_BE_BUILT, FAILS_IN_CALLS
 from tests.e2e.deployment import AGENT_IMAGE, KEYLESS_IMAGE, NAMESPACE, Deployment, Json
 
 Anything = TypeVar("Anything")
@@ -20,14 +23,13 @@ MakePool = Callable[..., Awaitable[str]]
 Kubectl = Callable[..., Awaitable[str]]
 
 BOT_MAP = "bots"
-_BEGINNING = "async def bot(runner_args):"
 BOTS = {
     **{file.name: file.read_text() for file in (Path(__file__).parent / "bots").glob("*.py")},
-    "syntax_error.py": "async def bot(:",
-    "reads_body.py": QUIET_BOT.replace(_BEGINNING, f"{_BEGINNING}\n    name = runner_args.body.get('name')"),
-    "holds_up.py": "import time\n" + QUIET_BOT.replace(_BEGINNING, f"{_BEGINNING}\n    time.sleep(600)"),
+    "quiet.py": QUIET_BOT,
+    **CANNOT_BE_BUILT,
+    **FAILS_IN_CALLS,
 }
-"""The files of a ConfigMap; the last three cannot be built."""
+"""The files of a ConfigMap."""
 
 KEYLESS: Json = {"image": KEYLESS_IMAGE, "resources": {"requests": {"cpu": "10m", "memory": "350Mi"}}}
 REFERENCE: Json = {"image": AGENT_IMAGE, "resources": {"requests": {"cpu": "10m", "memory": "200Mi"}}}
@@ -58,6 +60,32 @@ def pool_of(name: str, container: Json, **spec: Any) -> Json:
     }
 
 
+@contextlib.asynccontextmanager
+async def pools(deployment: Deployment) -> AsyncIterator[MakePool]:
+    """Makes pools, each of which it waits for until it is warm unless told not to; all are gone in the end, with their pods."""
+    made: list[str] = []
+
+    async def make(name: str, container: Json, *, wait: bool = True, **spec: Any) -> str:
+        made.append(name)
+        await asyncio.to_thread(deployment.apply_pool, pool_of(name, container, **spec))
+        if wait:
+            await asyncio.to_thread(deployment.wait_until_ready, name)
+        return name
+
+    try:
+        yield make
+    finally:
+        if made:
+            await asyncio.to_thread(remove, deployment, made)
+
+
+def remove(deployment: Deployment, names: Sequence[str]) -> None:
+    """Delete pools, and their pods as well, whatever they carry."""
+    kubectl, theirs = deployment.cluster.kubectl, f"voicepool.dev/pool in ({','.join(names)})"
+    kubectl("delete", "vpool", *names, "--ignore-not-found")
+    kubectl("delete", "pods", "--selector", theirs, "--grace-period=1")
+
+
 async def until(
     what: str, look: Callable[[], Anything | None], deadline_seconds: float = 60, every_seconds: float = 0.3
 ) -> Anything:
@@ -76,6 +104,35 @@ def is_ready(pod: Json) -> bool:
     """What the pod's condition says."""
     conditions = (pod.get("status") or {}).get("conditions") or ()
     return any(one["type"] == "Ready" and one["status"] == "True" for one in conditions)
+
+
+@contextlib.asynccontextmanager
+async def away(deployment: Deployment, selector: str, namespace: str, word: bytes) -> AsyncIterator[None]:
+    """Kill the processes of a Deployment, and keep Kubernetes from starting others meanwhile; in the end they are there again.
+
+    Args:
+        deployment: where.
+        selector: labels of the Deployment and of its pods.
+        namespace: of both.
+        word: in the command lines of the processes.
+    """
+
+    async def kubectl(*arguments: str) -> str:
+        return await asyncio.to_thread(deployment.cluster.kubectl, *arguments, "--namespace", namespace)
+
+    (before,) = json.loads(await kubectl("get", "deployment", "--selector", selector, "--output", "json"))["items"]
+    name, replicas = f"deployment/{before['metadata']['name']}", before["spec"]["replicas"]
+    pods = await asyncio.to_thread(deployment.pods, selector, namespace)
+    processes = await asyncio.to_thread(processes_in, [pod["metadata"]["uid"] for pod in pods], word)
+    assert processes, f"{name} does not run"
+    kill(processes)
+    try:
+        await kubectl("scale", name, "--replicas=0")
+        await kubectl("wait", "--for=delete", "pod", "--selector", selector, "--timeout=60s")
+        yield
+    finally:
+        await kubectl("scale", name, f"--replicas={replicas}")
+        await kubectl("rollout", "status", name, "--timeout=60s")
 
 
 def processes_of(deployment: Deployment, component: str) -> set[int]:
@@ -97,6 +154,7 @@ def processes_in(pod_uids: Sequence[str], word: bytes = b"") -> set[int]:
 
 
 def kill(processes: set[int]) -> None:
+    """End them with SIGKILL."""
     for process in processes:
         with suppress(ProcessLookupError):  # the first that dies takes the others with it
             os.kill(process, signal.SIGKILL)

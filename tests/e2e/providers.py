@@ -1,4 +1,4 @@
-"""Doubles of AssemblyAI, Groq and Inworld, on one loopback port.
+"""Doubles of AssemblyAI, Groq and Inworld, on one port.
 
 As much of their protocols as Pipecat's services use. They check the key, count connections, and remember what they were
 asked, so that a test can say that a parked agent has opened none, and that the caller's audio and the agent's prompt
@@ -59,6 +59,7 @@ class Providers:
         latency_seconds: before each accepts a connection or begins to answer.
         faults: by provider; may be changed in the middle of a call.
         babble: what a provider that babbles says, and what one that errs quotes.
+        host: the address of this machine where they listen.
     """
 
     key: str = "a-key-for-the-doubles"
@@ -68,6 +69,7 @@ class Providers:
     latency_seconds: float = 0.0
     faults: dict[str, Fault] = field(default_factory=dict)
     babble: str = "colourless green ideas"
+    host: str = "127.0.0.1"
 
     connections: dict[str, int] = field(default_factory=lambda: {"assemblyai": 0, "groq": 0, "inworld": 0})
     """Connections or requests ever, by provider."""
@@ -96,7 +98,7 @@ class Providers:
         application.router.add_get("/inworld/ws", self._checked("inworld", self._inworld))
         self._runner = web.AppRunner(application, access_log=None, shutdown_timeout=1.0)
         await self._runner.setup()
-        site = web.TCPSite(self._runner, "127.0.0.1", 0)
+        site = web.TCPSite(self._runner, self.host, 0)
         await site.start()
         host, port = self._runner.addresses[0][:2]
         self._address = f"{host}:{port}"

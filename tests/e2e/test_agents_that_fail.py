@@ -1,75 +1,131 @@
-"""Agents that are killed in a call or cannot be built, on a real cluster: what the gateway, the pool and its Events say."""
+"""Agents that cannot be built, in pods of a real cluster: no caller gets one, and wherever one looks it says why.
+
+All pools fail side by side, each in its own way; each test looks at one of them.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
 
 import pytest
-from tests.e2e.conversation import call
+import pytest_asyncio
+from tests.cluster.errors import ClusterError
 from tests.e2e.deployment import Deployment, Json
-from tests.e2e.pools import MakePool, kill, light, processes_in, until
+from tests.e2e.failures import BUILD_FAILURES, BuildFailure, says
+from tests.e2e.pools import MakePool, is_ready, pools, remove, until
 
 pytestmark = pytest.mark.cluster
 
-
-def events_of(deployment: Deployment, pool: str, reason: str) -> list[str]:
-    """The messages of a pool's Events with this reason."""
-    selector = f"involvedObject.kind=VoiceAgentPool,involvedObject.name={pool},reason={reason}"
-    found = deployment.cluster.kubectl("get", "events", "--field-selector", selector, "--output", "json")
-    return [event["message"] for event in json.loads(found)["items"]]
+CONDITION_SECONDS = 120
 
 
-async def test_a_session_whose_agent_is_killed_is_dropped_and_says_why(
-    deployment: Deployment, make_pool: MakePool
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """What is seen of a pool whose agents cannot be built.
+
+    Attributes:
+        pod: one of its pods.
+        log: of that pod, the messages of its lines.
+        condition: Ready.
+        events: on the pool: reasons and messages.
+        described: by `kubectl describe vpool`.
+        wide: by `kubectl get vpool --output wide`.
+    """
+
+    pod: Json
+    log: list[str]
+    condition: Json
+    events: list[tuple[str, str]]
+    described: str
+    wide: str
+
+
+async def cause(deployment: Deployment, make_pool: MakePool, failure: BuildFailure) -> Failed:
+    """Make the pool and look at it when it has failed; it is gone in the end, so that its next tries take no processor time from others."""
+    pool, kubectl = failure.pool, deployment.cluster.kubectl
+    await make_pool(pool, failure.container, wait=False, **failure.spec)
+
+    def logged() -> tuple[Json, list[str]] | None:
+        for pod in deployment.pods_of(pool):
+            try:
+                lines = kubectl("logs", pod["metadata"]["name"]).splitlines()
+            except ClusterError:
+                continue  # not started yet, or replaced by now
+            messages = [json.loads(line)["message"] for line in lines]
+            if any(says(failure.words, message) for message in messages):
+                return pod, messages
+        return None
+
+    def described() -> str | None:
+        found = kubectl("describe", "vpool", pool)
+        return found if any(line.split()[:2] == ["Warning", failure.event] for line in found.splitlines()) else None
+
+    def reason() -> str:
+        path = '{.status.conditions[?(@.type=="Ready")].reason}'
+        wait = ("wait", f"vpool/{pool}", f"--for=jsonpath={path}={failure.reason}", f"--timeout={CONDITION_SECONDS}s")
+        return kubectl(*wait, deadline_seconds=CONDITION_SECONDS + 10)
+
+    if failure.reason == "AgentFailed":
+        await asyncio.to_thread(reason)
+    # A pod that was not Ready in time is soon gone, with its log.
+    pod, log = await until(f"the log of {pool}", logged, every_seconds=1)
+    await asyncio.to_thread(reason)
+    words = await until(f"the Event of {pool}", described)
+    selector = f"involvedObject.kind=VoiceAgentPool,involvedObject.name={pool}"
+    events = json.loads(
+        await asyncio.to_thread(kubectl, "get", "events", "--field-selector", selector, "--output", "json")
+    )["items"]
+    seen = Failed(
+        pod=pod,
+        log=log,
+        condition=(await asyncio.to_thread(deployment.conditions, pool))["Ready"],
+        events=[(event["reason"], event["message"]) for event in events],
+        described=words,
+        wide=await asyncio.to_thread(kubectl, "get", "vpool", pool, "--output", "wide"),
+    )
+    await asyncio.to_thread(remove, deployment, [pool])
+    return seen
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def failed(deployment: Deployment) -> AsyncIterator[dict[str, Failed | BaseException]]:
+    """What is seen of each pool, by its name; or what went wrong with looking."""
+    async with pools(deployment) as make_pool:
+        seen = await asyncio.gather(
+            *(cause(deployment, make_pool, failure) for failure in BUILD_FAILURES), return_exceptions=True
+        )
+        yield {failure.pool: one for failure, one in zip(BUILD_FAILURES, seen, strict=True)}
+
+
+@pytest.mark.parametrize("failure", BUILD_FAILURES, ids=lambda failure: failure.pool)
+async def test_an_agent_that_cannot_be_built_is_never_ready_and_says_why_wherever_one_looks(
+    failed: dict[str, Failed | BaseException], failure: BuildFailure
 ) -> None:
-    pool = await make_pool("killed-agent", light())
-    async with call(deployment, pool) as conversation:
-        session = conversation.session.session_id
-        await conversation.listen()
-        assert (await deployment.session(pool, session)).state in ("accepted", "joined")
-        pod = await asyncio.to_thread(deployment.pod_of_session, session)
-        processes = await asyncio.to_thread(processes_in, [pod["metadata"]["uid"]], b"voicepool_agent")
-        assert processes
-        kill(processes)
-        began = time.monotonic()
-        async with asyncio.timeout(60):
-            while (record := await deployment.session(pool, session)).completion_status is None:  # noqa: ASYNC110 - a caller polls as well
-                await asyncio.sleep(0.05)
-        print(f"dropped, seen at the gateway after {time.monotonic() - began:.2f} s")
-    assert (record.state, record.completion_status, record.reason) == ("ended", "dropped", "crashed")
-    (event,) = await until("the Event", lambda: events_of(deployment, pool, "SessionDropped"))
-    assert f"Session {session} was dropped with pod {pod['metadata']['name']} (crashed, exit code 137)" in event
-
-
-@pytest.mark.parametrize(
-    ("bot", "words"),
-    [
-        ("syntax_error.py", "the bot /bots/syntax_error.py failed: SyntaxError: "),
-        ("reads_body.py", "reads runner_args.body while it is being built (line "),
-        ("holds_up.py", "has held up the event loop for 5 s in line "),
-    ],
-)
-async def test_a_bot_that_cannot_be_built_is_never_ready_and_the_pool_says_why(
-    deployment: Deployment, make_pool: MakePool, bot: str, words: str
-) -> None:
-    name = bot.removesuffix(".py").replace("_", "-")
-    pool = await make_pool(name, light(bot, VOICEPOOL_STARTUP_BLOCKED_TIMEOUT_SECONDS="5"), wait=False)
-
-    def failed() -> Json | None:
-        condition = deployment.conditions(pool).get("Ready")
-        return condition if condition and condition["reason"] == "AgentFailed" else None
-
-    condition = await until("the condition Ready to say AgentFailed", failed)
-    assert condition["status"] == "False"
-    assert words in condition["message"]
-    (event, *_) = await until("the Event", lambda: events_of(deployment, pool, "StartFailed"))
-    assert words in event
-    messages = [
-        terminated["message"]
-        for pod in await asyncio.to_thread(deployment.pods_of, pool)
-        for container in pod["status"].get("containerStatuses") or ()
-        if (terminated := container["state"].get("terminated"))
-    ]
-    assert all(words in message and "\n" not in message for message in messages)
+    seen = failed[failure.pool]
+    if isinstance(seen, BaseException):
+        raise seen
+    assert not is_ready(seen.pod)
+    assert "Traceback" not in "\n".join(seen.log)
+    assert sum(says(failure.words, message) for message in seen.log) == 1
+    assert (seen.condition["status"], seen.condition["reason"]) == ("False", failure.reason)
+    assert not {"Ready", "WarmPodDied"} & {reason for reason, _ in seen.events}
+    if failure.reason == "AgentFailed":
+        assert "parked" not in seen.log
+        (agent,) = seen.pod["status"]["containerStatuses"]
+        ended = agent["state"]["terminated"]
+        assert (ended["exitCode"], ended["message"].count("\n")) == (1, 0)
+        assert says(failure.words, ended["message"], entirely=True)
+        words = f"ended with exit code 1 before a caller came: {failure.words}"
+        event = f"failed to start (crashed, exit code 1): {failure.words}"
+    else:
+        words = "was not Ready within 20 s (its readiness probe, or its log, says why)"
+        event = "was not Ready within 20 s and is replaced; its readiness probe, or its log, says why"
+    assert says(f"Pod ... {words}", seen.condition["message"])
+    assert any(says(f"Pod ... {event}", message) for reason, message in seen.events if reason == failure.event)
+    one_line = " ".join(seen.described.split())
+    assert says(f"Message: Pod ... {words}", one_line)
+    assert says(f"Pod ... {event}", one_line)
+    assert says(f"{failure.reason} ... Pod ... {words}", seen.wide)

@@ -8,7 +8,7 @@ import json
 import os
 import re
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
@@ -29,7 +29,19 @@ from tests.e2e.deployment import (
     livekit_secret,
     secret_values,
 )
-from tests.e2e.pools import KEYLESS, REFERENCE, Kubectl, MakePool, is_ready, kill, light, pool_of, processes_of, until
+from tests.e2e.pools import (
+    KEYLESS,
+    REFERENCE,
+    Kubectl,
+    MakePool,
+    away,
+    is_ready,
+    kill,
+    light,
+    pool_of,
+    processes_of,
+    until,
+)
 
 from voicepool.binding import active_deadline_seconds, bind_patch, is_candidate
 from voicepool.kube.convert import pod_from_json
@@ -210,40 +222,17 @@ async def test_a_change_of_warmth_rolls_the_warm_pods_out_and_callers_hear_an_ag
 # Processes of ours that are killed
 
 
-@pytest.fixture
-def operator_stays_away(deployment: Deployment) -> Iterator[Callable[[], None]]:
-    """Kills the operator and keeps Kubernetes from starting it again until the test is over."""
-    selector = "app.kubernetes.io/component=operator"
-    (before,) = json.loads(
-        deployment.cluster.kubectl(
-            "get", "deployment", "--namespace", NAMESPACE, "--selector", selector, "--output", "json"
-        )
-    )["items"]
-    name, where = f"deployment/{before['metadata']['name']}", ("--namespace", NAMESPACE)
-
-    def away() -> None:
-        processes = processes_of(deployment, "operator")
-        assert processes, "the operator does not run"
-        kill(processes)
-        deployment.cluster.kubectl("scale", name, "--replicas=0", *where)
-        deployment.cluster.kubectl("wait", "--for=delete", "pod", "--selector", selector, "--timeout=60s", *where)
-
-    yield away
-    deployment.cluster.kubectl("scale", name, f"--replicas={before['spec']['replicas']}", *where)
-    deployment.cluster.kubectl("rollout", "status", name, "--timeout=60s", *where)
-
-
 async def test_a_call_goes_on_and_another_starts_while_the_operator_is_dead(
-    deployment: Deployment, make_pool: MakePool, operator_stays_away: Callable[[], None]
+    deployment: Deployment, make_pool: MakePool
 ) -> None:
     pool = await make_pool("no-operator", KEYLESS, replicas=2)
     async with call(deployment, pool) as conversation:
         await conversation.listen()
-        await asyncio.to_thread(operator_stays_away)
-        async with call(deployment, pool) as second:
-            await assert_told_the_opening_hours(second)
-        await assert_told_the_opening_hours(conversation)
-        assert not await asyncio.to_thread(processes_of, deployment, "operator")
+        async with away(deployment, "app.kubernetes.io/component=operator", NAMESPACE, b"voicepool"):
+            async with call(deployment, pool) as second:
+                await assert_told_the_opening_hours(second)
+            await assert_told_the_opening_hours(conversation)
+            assert not await asyncio.to_thread(processes_of, deployment, "operator")
 
 
 async def test_after_the_operator_was_killed_the_pool_is_filled_again(

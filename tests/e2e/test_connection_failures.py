@@ -5,53 +5,24 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 from tests.e2e.agent_process import BOTS, AgentProcess
 from tests.e2e.bound import QUIET_BOT, SESSION, bound_agent, reason_of
-from tests.e2e.caller import Caller
+from tests.e2e.caller import Caller, distant_caller
 from tests.e2e.livekit_server import LiveKit, run_livekit
 from tests.e2e.providers import Providers
 from tests.e2e.test_goodbye import TONE
-
-CALLER = """
-import asyncio, sys
-from tests.e2e.caller import Caller
-
-async def main():
-    async with Caller(sys.argv[1], sys.argv[2]) as caller:
-        await caller.wait_until_listened_to()
-        print("listened to", flush=True)
-        await asyncio.Event().wait()
-
-asyncio.run(main())
-"""
-
-
-@contextlib.asynccontextmanager
-async def distant_caller(livekit: LiveKit) -> AsyncIterator[asyncio.subprocess.Process]:
-    """A caller in a process of its own, whom the agent hears, and who never says goodbye."""
-    arguments = (sys.executable, "-c", CALLER, livekit.url, livekit.token("caller", "room"))
-    process = await asyncio.create_subprocess_exec(*arguments, stdout=asyncio.subprocess.PIPE)
-    try:
-        assert process.stdout is not None
-        async with asyncio.timeout(30):
-            assert await process.stdout.readline() == b"listened to\n"
-        yield process
-    finally:
-        if process.returncode is None:
-            process.kill()
-        await process.wait()
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP], ids=["crashed", "not heard of again"])
 async def test_a_caller_who_is_gone_without_a_word_ends_the_session(
     livekit: LiveKit, tmp_path: Path, how: signal.Signals
 ) -> None:
-    async with bound_agent(livekit, tmp_path, QUIET_BOT) as agent, distant_caller(livekit) as caller:
+    token = livekit.token("caller", "room")
+    async with bound_agent(livekit, tmp_path, QUIET_BOT) as agent, distant_caller(livekit.url, token) as caller:
         caller.send_signal(how)
         assert await reason_of(agent, timeout_seconds=60) == "caller-left"
 

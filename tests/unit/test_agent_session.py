@@ -41,6 +41,7 @@ from pipecat.processors.frame_processor import FrameDirection, FrameProcessor
 from pipecat.transports.livekit.transport import LiveKitParams, LiveKitTransport
 from pipecat.utils.errors import ErrorCategory
 
+from voicepool_agent import pipecat_private
 from voicepool_agent.host import State
 from voicepool_agent.logs import Redactor
 from voicepool_agent.metrics import Metrics
@@ -228,6 +229,50 @@ async def test_a_processor_that_fails_for_good_before_joining_ends_the_session_a
         "LiveKitInputTransport: authentication: the key [hidden] is refused",
         "LiveKitInputTransport cannot be used",
     )
+
+
+@pytest.fixture
+async def offline(call: Call, monkeypatch: pytest.MonkeyPatch) -> set[FrameProcessor]:
+    """What has no connection to its provider, of a call whose aside could not connect."""
+    offline: set[FrameProcessor] = {call.aside}
+    monkeypatch.setattr(pipecat_private, "disconnected", lambda _worker: sorted(offline, key=id))
+    frame = ErrorFrame("timed out", processor=call.aside, category=ErrorCategory.CONNECTIVITY)
+    await call.tell(call.worker, "on_pipeline_error", frame)
+    await call.join()
+    return offline
+
+
+async def test_an_agent_with_a_service_that_could_not_connect_joins_when_it_has(
+    call: Call, offline: set[FrameProcessor]
+) -> None:
+    assert call.session.waiting_for == "FrameProcessor to connect"
+    call.time.pass_to(5)
+    assert not call.session.joined.is_set()
+    offline.clear()
+    call.time.pass_to(6)
+    assert call.session.joined.is_set()
+    assert call.session.waiting_for is None
+
+
+async def test_an_agent_with_a_service_that_cannot_connect_has_not_joined_in_time(
+    call: Call, offline: set[FrameProcessor]
+) -> None:
+    for second in range(1, 21):
+        call.time.pass_to(second)
+    summary = call.session.close(None)
+    assert summary.reason is Reason.NOT_JOINED
+    assert summary.errors == (
+        "FrameProcessor: connectivity: timed out",
+        "not joined in time, still waiting for FrameProcessor to connect",
+    )
+
+
+async def test_a_service_that_connects_when_it_is_needed_is_not_waited_for(
+    call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipecat_private, "disconnected", lambda _worker: [call.aside])
+    await call.join()
+    assert call.session.joined.is_set()
 
 
 async def test_an_error_in_the_call_is_kept_and_ends_nothing(call: Call) -> None:

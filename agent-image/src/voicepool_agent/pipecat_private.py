@@ -36,6 +36,7 @@ from pipecat.transports.livekit.transport import LiveKitInputTransport, LiveKitO
 from pipecat.turns.user_stop.turn_analyzer_user_turn_stop_strategy import TurnAnalyzerUserTurnStopStrategy
 from pipecat.workers.runner import WorkerRunner
 from websockets.asyncio.client import ClientConnection
+from websockets.protocol import State
 
 LIVEKIT_ENDS = (LiveKitInputTransport, LiveKitOutputTransport)
 
@@ -203,6 +204,15 @@ def socket(processor: FrameProcessor) -> ClientConnection | None:
     """The connection to a provider, of a service that has one of Pipecat's own WebSocket kind."""
     connection = processor._websocket if isinstance(processor, WebsocketService) else None
     return connection if isinstance(connection, ClientConnection) else None
+
+
+def disconnected(worker: PipelineWorker) -> list[FrameProcessor]:
+    """The services of that kind in a worker's pipeline that have no open connection at this moment.
+
+    Those inside of a switcher are left out: they are there for each other.
+    """
+    services = (one for one in processors(worker, closed=(ServiceSwitcher,)) if isinstance(one, WebsocketService))
+    return [one for one in services if (there := socket(one)) is None or there.state is not State.OPEN]
 
 
 def tap_audio(

@@ -50,6 +50,8 @@ ROOM_IS_CLOSED = (
     rtc.DisconnectReason.PARTICIPANT_REMOVED,
 )
 
+CONNECTION_CHECK_SECONDS = 0.25
+
 MAX_ERRORS = 10
 MAX_ERROR_LENGTH = 200
 PULSE_CHECK_SECONDS = 1.0
@@ -109,6 +111,8 @@ class Session:
         self._schedule = schedule
         self._began = clock()
         self._awaited: set[object] = set()
+        self._failing: set[FrameProcessor] = set()
+        """What has had an error before the agent had joined."""
         self._workers: list[PipelineWorker] = []
         self._present: set[str] = set()
         self._caller_came = False
@@ -276,6 +280,8 @@ class Session:
         category = frame.category.value if frame.category else "unknown"
         self._metrics.errors.labels(processor, category).inc()
         self.note(f"{processor}: {category}: {frame.error}")
+        if frame.processor and not self.joined.is_set():
+            self._failing.add(frame.processor)
         if not (unusable := self._unusable()):
             return
         if self.joined.is_set():
@@ -335,6 +341,10 @@ class Session:
         if unusable := self._unusable():
             self.fail(Reason.NOT_JOINED, f"started, but cannot be used: {unusable}")
             return
+        if self._offline():
+            # Pipecat starts all the same and tries to connect again, while the caller would wait for a word.
+            self._timers.append(self._schedule(CONNECTION_CHECK_SECONDS, lambda: self._arrived(None)))
+            return
         self._joined_seconds = self._clock() - self._began
         self._metrics.joined_seconds.set(self._joined_seconds)
         self._trace.step("joining", self._joined_seconds)
@@ -345,6 +355,11 @@ class Session:
         """The names of processors that can no longer do their work, of those that count; empty when there is none."""
         found = [one for worker in self._workers for one in pipecat_private.unusable(worker) if counts(one)]
         return ", ".join(sorted({type(one).__name__ for one in found}))
+
+    def _offline(self) -> str:
+        """The names of services whose connection failed before the agent had joined, and is not there again."""
+        found = [one for worker in self._workers for one in pipecat_private.disconnected(worker)]
+        return ", ".join(sorted({type(one).__name__ for one in found if one in self._failing}))
 
     def _still_unusable(self) -> None:
         # A call that has begun goes on without what it can do without.
@@ -362,7 +377,7 @@ class Session:
     @property
     def waiting_for(self) -> str | None:
         """What has not come yet of what makes an agent joined, in words; None when all is there."""
-        return self._missing() if self._awaited and not self.joined.is_set() else None
+        return self._missing() if not self.joined.is_set() and (self._awaited or self._offline()) else None
 
     def _missing(self) -> str:
         transports = any(isinstance(one, LiveKitTransport) for one in self._awaited)
@@ -373,6 +388,8 @@ class Session:
             if transports
             else "the pipeline to start (a provider that does not answer?)"
             if pipelines
+            else f"{offline} to connect"
+            if (offline := self._offline())
             else "the bot to build its pipeline"
         )
 

@@ -64,6 +64,9 @@ class Deliverer:
         expires_at = min(
             self._now() + timedelta(seconds=self._options.assignment_seconds), last_delivery(hold.pod, self._now())
         )
+        if expires_at <= self._now():
+            # The API server took so long with the bind that nothing may be sent any more.
+            return "TOO_LATE"
         while True:
             hold.sent_until = expires_at
             order = self._order(hold.pod, request, server, room, expires_at, traceparent)

@@ -9,6 +9,7 @@ from typing import Any
 from voicepool.gateway.livekit import LiveKitServer
 from voicepool.gateway.tracing import Span
 from voicepool.gateway.view import PoolKey
+from voicepool.kube.api import KubeApiError
 from voicepool.model import PodFact
 
 
@@ -82,6 +83,13 @@ class Hold:
     pod: PodFact
     sent_until: datetime | None = None
     """The expiry of the last assignment that may have arrived; None: none was sent."""
+
+
+@dataclass(slots=True)
+class Trouble:
+    """What the API server last said instead of doing what a start needs; None where it does."""
+
+    last: KubeApiError | None = None
 
 
 def room_name(namespace: str, pool: str, session_id: str) -> str:

@@ -86,8 +86,14 @@ async def run_gateway(settings: GatewaySettings) -> None:
     ):
         server = _Server(http_config(services, settings))
         loop = asyncio.get_running_loop()
+
+        def stop(number: int) -> None:
+            # Streams go on for as long as their sessions; uvicorn would wait for them.
+            services.streams.stop()
+            server.handle_exit(number, None)
+
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, server.handle_exit, number, None)
+            loop.add_signal_handler(number, stop, number)
         await server.serve()
 
 

@@ -503,16 +503,16 @@ async def test_an_api_server_that_comes_back_in_time_costs_its_callers_only_time
     assert not any(errors.values())
 
 
-@pytest.mark.parametrize("session", [{"sessionId": "once"}, {}], ids=["with an id", "without"])
+@pytest.mark.parametrize("session", ["once", None], ids=["with an id", "without"])
 async def test_an_api_server_that_stays_away_is_told_when_the_callers_time_is_up(
-    here: World, session: dict[str, str]
+    here: World, session: str | None
 ) -> None:
     here.pool()
     (name,) = here.pods(1)
     gateway = await here.gateway(start_deadline_seconds=0.5)
     for verb in ("list", "patch"):
         here.kube.before[verb] = [Unreachable("refused") for _ in range(100)]
-    answer = await gateway.start(**session)
+    answer = await gateway.start(sessionId=session)
     assert (answer.status_code, answer.json()["code"]) == (503, "CLUSTER_UNAVAILABLE")
     assert "within 0.5 s (Unreachable)" in answer.json()["detail"]
     assert int(answer.headers["Retry-After"]) == 2

@@ -190,9 +190,7 @@ async def running(
     pods.handlers.append(changes.pod_changed)
     # Each pod is bound once: a kept connection would only be in the way.
     agents = make_agent_session()
-    livekit = aiohttp.ClientSession(
-        timeout=aiohttp.ClientTimeout(total=options.livekit_timeout_seconds), trust_env=False
-    )
+    livekit = aiohttp.ClientSession(trust_env=False)
     issuers = aiohttp.ClientSession(trust_env=False, cookie_jar=aiohttp.DummyCookieJar())
     others = aiohttp.ClientSession(trust_env=False)
     bots = make_route_session()
@@ -203,7 +201,7 @@ async def running(
         servers = LiveKitServers(
             kube, settings.livekit_folder, monotonic=loop.time, cache_seconds=options.secret_cache_seconds
         )
-        rooms = rooms or LiveKitRooms(livekit)
+        rooms = rooms or LiveKitRooms(livekit, timeout_seconds=options.livekit_timeout_seconds)
         sessions = Sessions(
             kube=kube,
             view=view,

@@ -19,6 +19,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import aiohttp
 import pytest
 import pytest_asyncio
 from aiohttp import web
@@ -452,6 +453,45 @@ async def test_a_queue_of_a_thousand_drains_and_who_hangs_up_leaves_his_place_an
         verdict = demo.verdict()
         show(verdict.words())
         assert demo.faults() == []
+
+
+async def test_a_call_whose_gateway_is_killed_after_the_webhook_gets_its_agent_from_the_other_one(
+    here: Company,
+) -> None:
+    async with pool_of(here, "inbound", 2, inbound={"roomPrefix": "call-"}) as demo:
+        here.livekit.callers_rooms["call-1"] = "RM_1"
+        arrived = asyncio.Event()
+
+        async def keep_back(passing: Passing) -> web.Response | None:
+            if passing.is_patch_of_a_pod:
+                arrived.set()
+                # Until the gateway is no more.
+                await asyncio.Event().wait()
+            return None
+
+        door_of(here).before = keep_back
+        told = asyncio.create_task(tell(here, 0, "call-1"))
+        await asyncio.wait_for(arrived.wait(), SOON_SECONDS)
+        assert not told.done()
+        await here.gateways[0].kill()
+        # As LiveKit does with a webhook that was not answered.
+        assert await told == NO_ANSWER
+        assert await tell(here, 1, "call-1") == 200
+        (agent,) = [agent for agent in demo.agents() if agent.session]
+        assert {pod.uid: pod.room for pod in demo.pods()}[agent.uid] == "call-1"
+        assert demo.undelivered() == []
+        assert demo.faults() == []
+
+
+async def tell(here: Company, gateway: int, room: str) -> int:
+    """LiveKit's webhook of a telephone that has joined; the status of the answer."""
+    body, headers = here.livekit.webhook(room)
+    try:
+        address = f"{here.gateways[gateway].address}/livekit/webhook"
+        async with here.http.post(address, data=body, headers=headers) as answer:
+            return answer.status
+    except aiohttp.ClientError:
+        return NO_ANSWER
 
 
 async def test_a_gateway_that_is_killed_in_a_burst_leaves_no_pod_bound_and_its_callers_find_their_agents_elsewhere(

@@ -6,17 +6,22 @@ It can be away in the two ways in which a server is: nobody listens, or somebody
 from __future__ import annotations
 
 import asyncio
+import base64
+import hashlib
 from collections.abc import Callable
 from datetime import timedelta
 
 import jwt
 from aiohttp import web
+from google.protobuf.json_format import MessageToJson
 from livekit import api
+from livekit.protocol.webhook import WebhookEvent
 
 from tests.ports import free_port
 
 TOKEN_LEEWAY = timedelta(seconds=60)
 """`tokenLeeway` in `auth/verifier.go` of LiveKit's protocol module."""
+API_KEY = "devkey"
 _SERVICE = "/twirp/livekit.RoomService"
 
 
@@ -31,6 +36,8 @@ class LiveKit:
     def __init__(self, secret: str, present: Callable[[str], list[str]]) -> None:
         self.rooms: set[str] = set()
         """All that were ever made."""
+        self.callers_rooms: dict[str, str] = {}
+        """Rooms that callers brought along, with LiveKit's own ids of them. Others are taken to be gone with their calls."""
         self._secret = secret
         self._present = present
         self._port = free_port()
@@ -49,6 +56,7 @@ class LiveKit:
             [
                 web.post(f"{_SERVICE}/CreateRoom", self._create),
                 web.post(f"{_SERVICE}/ListRooms", self._list),
+                web.post(f"{_SERVICE}/DeleteRoom", self._delete),
                 web.post(f"{_SERVICE}/ListParticipants", self._participants),
                 web.get("/rtc/validate", self._validate),
             ]
@@ -82,6 +90,16 @@ class LiveKit:
         if self._site is None:
             await self._listen()
 
+    def webhook(self, room: str) -> tuple[str, dict[str, str]]:
+        """What it tells when a telephone has joined a room that its caller brought along: body and headers, signed."""
+        told = WebhookEvent(event="participant_joined", id="EV_1", created_at=1)
+        told.room.name, told.room.sid = room, self.callers_rooms[room]
+        told.participant.identity, told.participant.kind = "sip_1", api.ParticipantInfo.Kind.SIP
+        body = str(MessageToJson(told))
+        digest = base64.b64encode(hashlib.sha256(body.encode()).digest()).decode()
+        token = api.AccessToken(API_KEY, self._secret).with_sha256(digest).to_jwt()
+        return body, {"Authorization": token, "Content-Type": "application/webhook+json"}
+
     async def _listen(self) -> None:
         self._site = web.TCPSite(self._runner, "127.0.0.1", self._port)
         await self._site.start()
@@ -93,9 +111,18 @@ class LiveKit:
         return _protobuf(api.Room(name=wanted.name).SerializeToString())
 
     async def _list(self, request: web.Request) -> web.Response:
-        # Rooms are taken to be gone with their calls.
+        wanted = api.ListRoomsRequest.FromString(await request.read())
         await self._answers.wait()
-        return _protobuf(api.ListRoomsResponse().SerializeToString())
+        found = [
+            api.Room(name=name, sid=self.callers_rooms[name]) for name in wanted.names if name in self.callers_rooms
+        ]
+        return _protobuf(api.ListRoomsResponse(rooms=found).SerializeToString())
+
+    async def _delete(self, request: web.Request) -> web.Response:
+        wanted = api.DeleteRoomRequest.FromString(await request.read())
+        await self._answers.wait()
+        self.callers_rooms.pop(wanted.room, None)
+        return _protobuf(api.DeleteRoomResponse().SerializeToString())
 
     async def _participants(self, request: web.Request) -> web.Response:
         wanted = api.ListParticipantsRequest.FromString(await request.read())

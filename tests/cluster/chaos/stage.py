@@ -28,7 +28,7 @@ from tests.cluster.chaos.audit import AuditReader
 from tests.cluster.chaos.callers import Callers
 from tests.cluster.chaos.door import Door
 from tests.cluster.chaos.judge import Rules, Verdict, judge
-from tests.cluster.chaos.livekit import LiveKit
+from tests.cluster.chaos.livekit import API_KEY, LiveKit
 from tests.cluster.chaos.processes import Process
 from tests.cluster.tool import Cluster
 from tests.ports import free_port
@@ -244,7 +244,7 @@ async def company(
 
         livekit_secret = secrets.token_hex(24)
         livekit = await stack.enter_async_context(LiveKit(livekit_secret, present))
-        for name, value in {"url": livekit.address, "api-key": "devkey", "api-secret": livekit_secret}.items():
+        for name, value in {"url": livekit.address, "api-key": API_KEY, "api-secret": livekit_secret}.items():
             (secret / name).write_text(value)
         kubeconfigs = {("operator", number): accounts.kubeconfigs["operator"] for number in range(operators)}
         kubeconfigs |= {("gateway", number): accounts.kubeconfigs["gateway"] for number in range(GATEWAYS)}

@@ -174,11 +174,13 @@ async def running(
 ) -> AsyncIterator[Services]:
     """The parts of a gateway with its informers running; on leaving, what runs in the background is finished or stopped."""
     loop = asyncio.get_running_loop()
+    identity = os.environ.get("HOSTNAME") or socket.gethostname()
     metrics = GatewayMetrics()
     view = ClusterView()
     allocator = Allocator(
         view,
         monotonic=loop.time,
+        identity=identity,
         on_waiters=lambda key, count: metrics.waiters.labels(*key).set(count),
         most_waiting=options.max_waiting,
     )
@@ -194,7 +196,6 @@ async def running(
     issuers = aiohttp.ClientSession(trust_env=False, cookie_jar=aiohttp.DummyCookieJar())
     others = aiohttp.ClientSession(trust_env=False)
     bots = make_route_session()
-    identity = os.environ.get("HOSTNAME") or socket.gethostname()
     tracing = tracing or make_tracing(os.environ, instance=identity)
     async with agents, livekit, issuers, others, bots, contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(tracing.close)

@@ -413,7 +413,7 @@ class World:
         sessions = Sessions(
             kube=client,
             view=view,
-            allocator=Allocator(view, monotonic=self.loop.time),
+            allocator=Allocator(view, monotonic=self.loop.time, identity=process.name),
             courier=SimulatedCourier(self.cluster, process, self.chance),
             signer=signer,
             servers=_Servers(),

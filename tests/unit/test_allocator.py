@@ -26,7 +26,7 @@ def view() -> ClusterView:
 
 def allocator(view: ClusterView, **spec: Any) -> Allocator:
     view.pool_seen(pool(**spec))
-    return Allocator(view, monotonic=lambda: 0.0)
+    return Allocator(view, monotonic=lambda: 0.0, identity="one")
 
 
 def given(allocator: Allocator, count: int) -> Counter[str | None]:
@@ -70,4 +70,4 @@ def test_spread_counts_what_it_is_about_to_bind(view: ClusterView) -> None:
 
 def test_a_pool_that_is_not_known_yet_is_packed(view: ClusterView) -> None:
     view.pod_seen(ready(1, "a"))
-    assert given(Allocator(view, monotonic=lambda: 0.0), 2) == {"a": 1}
+    assert given(Allocator(view, monotonic=lambda: 0.0, identity="one"), 2) == {"a": 1}

@@ -15,7 +15,7 @@ KEY = ("calls", "demo")
 
 async def test_a_pod_that_comes_in_the_moment_in_which_a_caller_gives_up_is_for_the_next() -> None:
     view = ClusterView()
-    allocator = Allocator(view, monotonic=lambda: 0.0)
+    allocator = Allocator(view, monotonic=lambda: 0.0, identity="one")
     first = asyncio.create_task(allocator.wait([KEY], "session-1"))
     second = asyncio.create_task(allocator.wait([KEY], "session-2"))
     await asyncio.sleep(0)
@@ -28,7 +28,7 @@ async def test_a_pod_that_comes_in_the_moment_in_which_a_caller_gives_up_is_for_
 
 async def test_who_came_first_is_served_first_also_after_a_lost_race() -> None:
     view = ClusterView()
-    allocator = Allocator(view, monotonic=lambda: 5.0)
+    allocator = Allocator(view, monotonic=lambda: 5.0, identity="one")
     late = asyncio.create_task(allocator.wait([KEY], "session-2"))
     await asyncio.sleep(0)
     early = asyncio.create_task(allocator.wait([KEY], "session-1", since=4.0))

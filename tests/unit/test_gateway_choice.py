@@ -127,8 +127,30 @@ async def test_an_error_names_all_pools_and_says_when_to_come_again(here: World)
     here.kube.edit(POOLS, "cpu", {"spec": {"onEmpty": {"policy": "Reject"}}})
     await until(lambda: gateway.services.view.pools[NAMESPACE, "cpu"].spec.on_empty.policy == "Reject")
     assert (await gateway.start(pools=BOTH)).status_code == 429
-    assert gateway.services.sessions.demand.unmet((NAMESPACE, "gpu")).rejected[0] == 2
-    assert gateway.services.sessions.demand.unmet((NAMESPACE, "cpu")).rejected[0] == 2
+
+
+async def test_a_caller_who_got_no_agent_is_demand_for_one_of_the_best_pool_that_may_have_one_more(here: World) -> None:
+    pools(here, gpu="Reject", cpu="Reject")
+    gateway = await here.gateway()
+    assert (await gateway.start(pools=BOTH)).status_code == 429
+
+    def rejected() -> list[int]:
+        demand = gateway.services.sessions.demand
+        return [demand.unmet((NAMESPACE, name)).rejected[0] for name in ("gpu", "cpu")]
+
+    assert rejected() == [1, 0]
+    here.kube.edit(POOLS, "gpu", {"spec": {"maxPods": 1}})
+    agent(here, "gpu", 1, ready=False)
+    await until(lambda: list(gateway.services.view.pods((NAMESPACE, "gpu"))))
+    await until(lambda: gateway.services.view.pools[NAMESPACE, "gpu"].spec.max_pods == 1)
+    assert (await gateway.start(pools=BOTH)).status_code == 429
+    assert rejected() == [1, 1]
+    here.kube.edit(POOLS, "cpu", {"spec": {"maxPods": 1}})
+    agent(here, "cpu", 2, ready=False)
+    await until(lambda: list(gateway.services.view.pods((NAMESPACE, "cpu"))))
+    await until(lambda: gateway.services.view.pools[NAMESPACE, "cpu"].spec.max_pods == 1)
+    assert (await gateway.start(pools=BOTH)).status_code == 429
+    assert rejected() == [2, 1]
 
 
 async def test_a_session_whose_agent_refused_goes_to_another_pool(here: World) -> None:
@@ -172,16 +194,25 @@ async def test_a_session_of_a_pool_that_is_not_named_is_not_started_again(here: 
     assert (answer.status_code, answer.json()["code"]) == (409, "SESSION_IN_OTHER_POOL")
 
 
-async def test_a_pool_that_is_not_there_or_has_no_livekit_server_is_passed_over(here: World) -> None:
+async def test_a_pool_without_a_livekit_server_is_passed_over(here: World) -> None:
     pools(here, gpu="Queue", cpu="Queue")
     here.kube.edit(POOLS, "gpu", {"spec": {"livekit": {"secretName": "nowhere"}}})
     agent(here, "gpu", 1)
     agent(here, "cpu", 2)
     gateway = await here.gateway()
-    assert (await gateway.start(pools=["mistyped", *BOTH])).json()["agent"]["pool"] == "cpu"
-    answer = await gateway.start(pools=["mistyped", "other"])
+    assert (await gateway.start(pools=BOTH)).json()["agent"]["pool"] == "cpu"
+
+
+async def test_a_mistyped_pool_among_others_does_not_go_unnoticed(here: World) -> None:
+    pools(here, gpu="Queue", cpu="Queue")
+    agent(here, "gpu", 1)
+    gateway = await here.gateway()
+    answer = await gateway.start(pools=["gpu", "mistyped"])
     assert (answer.status_code, answer.json()["code"]) == (404, "POOL_NOT_FOUND")
-    assert "calls/mistyped, calls/other" in answer.json()["detail"]
+    assert answer.json()["detail"] == "There is no VoiceAgentPool calls/mistyped."
+    answer = await gateway.start(pools=["mistyped", "gpu", "other"])
+    assert answer.json()["detail"] == "There is no VoiceAgentPool calls/mistyped and none calls/other."
+    assert not here.kube.bound()
 
 
 async def test_a_selector_chooses_among_the_pools_of_the_callers_key(here: World) -> None:

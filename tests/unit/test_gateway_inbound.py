@@ -17,7 +17,7 @@ from google.protobuf.json_format import MessageToJson
 from livekit import api as livekit_api
 from livekit.protocol.webhook import WebhookEvent
 from tests.unit.fakes import NAMESPACE, POOL, POOLS, pod_object, pool_object, secret_object
-from tests.unit.gateways import LIVEKIT_SECRET, Gateway, World, world
+from tests.unit.gateways import LIVEKIT_SECRET, Gateway, World, until, world
 
 from voicepool.gateway.inbound import inbound_session_id
 from voicepool.kube.api import PODS, SECRETS
@@ -250,13 +250,37 @@ async def test_a_caller_who_hung_up_while_waiting_costs_no_agent(here: World) ->
     inbound_pool(here)
     state = here.rooms.open(ROOM, "caller")
     gateway = await here.gateway()
-    await tell(gateway, joined(ROOM, state.sid))
+    told = asyncio.create_task(tell(gateway, joined(ROOM, state.sid)))
+    await until(lambda: gateway.services.sessions.demand.unmet((NAMESPACE, POOL)).waiting)
     del here.rooms.states[ROOM]
     (name,) = here.pods(1)
-    await gateway.services.inbound.settled()
+    assert (await told).status_code == 200
     assert not here.kube.bound()
     assert name in [pod["metadata"]["name"] for pod in here.kube.pods()]
     assert (await gateway.start()).status_code == 200
+
+
+async def test_a_webhook_is_answered_when_its_caller_has_an_agent_and_not_before(here: World) -> None:
+    inbound_pool(here)
+    here.pods(2)
+    state = here.rooms.open(ROOM, "caller")
+    here.kube.hold_patch = asyncio.Event()
+    one, two = await here.gateway(), await here.gateway()
+    told = [asyncio.create_task(tell(gateway, joined(ROOM, state.sid))) for gateway in (one, two)]
+    for gateway in (one, two):
+        await until(lambda known=gateway: known.services.sessions.in_flight((NAMESPACE, POOL), session_of(state.sid)))
+    # The first gateway's connection breaks; LiveKit has heard nothing, and has told the second one.
+    told[0].cancel()
+    await asyncio.sleep(0.05)
+    assert not told[1].done()
+    here.kube.hold_patch.set()
+    assert (await told[1]).json() == {"outcome": "started"}
+    await one.services.sessions.settled()
+    assert len(here.agents.with_session(session_of(state.sid))) == 1
+
+
+def session_of(sid: str) -> str:
+    return inbound_session_id(ROOM, sid)
 
 
 async def test_with_livekit_down_a_webhook_fails_without_a_bind(here: World, caplog: pytest.LogCaptureFixture) -> None:

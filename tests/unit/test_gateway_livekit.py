@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+import dataclasses
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -62,7 +64,7 @@ async def server(twirp: Twirp) -> AsyncIterator[LiveKitServer]:
 @pytest.fixture
 async def rooms() -> AsyncIterator[LiveKitRooms]:
     async with aiohttp.ClientSession() as http:
-        yield LiveKitRooms(http)
+        yield LiveKitRooms(http, timeout_seconds=5)
 
 
 async def test_a_room_is_found_with_its_id_and_age(rooms: LiveKitRooms, server: LiveKitServer) -> None:
@@ -95,6 +97,29 @@ async def test_a_server_that_fails_is_unavailable_to_every_question(
     ):
         with pytest.raises(LiveKitUnavailable):
             await question
+
+
+async def test_a_server_that_accepts_and_never_answers_is_not_waited_for(server: LiveKitServer) -> None:
+    async def silent(_request: web.Request) -> web.Response:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", silent)
+    async with TestServer(app, handler_cancellation=True) as running, aiohttp.ClientSession() as http:
+        rooms = LiveKitRooms(http, timeout_seconds=0.1)
+        there = dataclasses.replace(server, url=f"ws://127.0.0.1:{running.port}")
+        questions: list[Callable[[], Awaitable[Any]]] = [
+            lambda: rooms.create(there, "talk", empty_timeout_seconds=5),
+            lambda: rooms.find(there, "talk"),
+            lambda: rooms.has(there, "talk", "agent-1"),
+            lambda: rooms.callers(there, "talk"),
+            lambda: rooms.delete(there, "talk"),
+        ]
+        for ask in questions:
+            with pytest.raises(LiveKitUnavailable, match="TimeoutError"):
+                async with asyncio.timeout(5):
+                    await ask()
 
 
 @pytest.mark.parametrize("kind", ["standard", "agent"])

@@ -18,10 +18,11 @@ from tests.unit.virtual_time import in_virtual_time
 
 from voicepool.binding import DELIVERY_DEADLINE_SECONDS
 from voicepool.gateway import deliverer as deliverer_module
+from voicepool.gateway import patience
 from voicepool.gateway.errors import NoWarmAgent
 from voicepool.gateway.livekit import LiveKitServers
 from voicepool.gateway.requests import StartRequest
-from voicepool.kube.api import PODS, POOLS, Forbidden, Unreachable
+from voicepool.kube.api import PODS, POOLS, Forbidden, KubeApiError, ServerFault, TooManyRequests, Unreachable
 
 LABEL = "voicepool.dev/session"
 
@@ -232,7 +233,7 @@ async def test_a_bind_whose_answer_was_lost_is_recognised_as_our_own(here: World
 async def test_a_bind_of_another_gateway_for_the_same_session_is_not_taken_for_our_own(here: World) -> None:
     here.pool()
     (name,) = here.pods(1)
-    gateway = await here.gateway()
+    gateway = await here.gateway(start_deadline_seconds=1.0)
     here.kube.hold_patch = asyncio.Event()
     start = asyncio.create_task(gateway.start(sessionId="once"))
     await until(lambda: here.rooms.made)
@@ -241,7 +242,7 @@ async def test_a_bind_of_another_gateway_for_the_same_session_is_not_taken_for_o
     here.kube.edit(PODS, name, {"metadata": {"labels": labels, "annotations": annotations}})
     # The first patch gets no answer and the second one is refused. Then nobody can say who has the session, so this start is given up.
     here.kube.before["patch"] = [Unreachable("reset")]
-    here.kube.before["list"] = [Unreachable("refused")]
+    here.kube.before["list"] = [Unreachable("refused") for _ in range(100)]
     here.kube.hold_patch.set()
     assert (await start).json()["code"] == "CLUSTER_UNAVAILABLE"
     await gateway.services.sessions.settled()
@@ -393,7 +394,8 @@ async def test_a_livekit_of_which_nothing_was_heard_for_a_while_comes_before_the
     assert len(here.kube.pods()) == 2
 
 
-async def test_a_bind_that_fails_beside_its_room_fails_as_it_did(here: World) -> None:
+async def test_a_bind_that_fails_beside_its_room_fails_as_it_did(here: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patience, "JUST_STARTED_SECONDS", 0.0)
     gateway = await with_a_server_that_works(here)
     here.pods(1, first=1)
     here.rooms.hold = asyncio.Event()
@@ -482,6 +484,73 @@ async def test_a_caller_who_leaves_while_a_race_is_lost_takes_no_other_pod(here:
     assert len(here.kube.bound()) == 2
 
 
+@pytest.mark.parametrize(
+    "errors",
+    [
+        {"patch": [Forbidden("not known yet", status=403), Unreachable("refused"), ServerFault("etcd", status=500)]},
+        {"list": [Unreachable("refused"), Forbidden("not known yet", status=403), ServerFault("etcd", status=500)]},
+        {"patch": [TooManyRequests("busy", retry_after_seconds=0.01)], "list": [Unreachable("refused")]},
+    ],
+)
+async def test_an_api_server_that_comes_back_in_time_costs_its_callers_only_time(
+    here: World, errors: dict[str, list[KubeApiError]]
+) -> None:
+    here.pool()
+    here.pods(1)
+    gateway = await here.gateway()
+    here.kube.before.update(errors)
+    assert (await gateway.start(sessionId="once")).status_code == 200
+    assert not any(errors.values())
+
+
+@pytest.mark.parametrize("session", ["once", None], ids=["with an id", "without"])
+async def test_an_api_server_that_stays_away_is_told_when_the_callers_time_is_up(
+    here: World, session: str | None
+) -> None:
+    here.pool()
+    (name,) = here.pods(1)
+    gateway = await here.gateway(start_deadline_seconds=0.5)
+    for verb in ("list", "patch"):
+        here.kube.before[verb] = [Unreachable("refused") for _ in range(100)]
+    answer = await gateway.start(sessionId=session)
+    assert (answer.status_code, answer.json()["code"]) == (503, "CLUSTER_UNAVAILABLE")
+    assert "within 0.5 s (Unreachable)" in answer.json()["detail"]
+    assert int(answer.headers["Retry-After"]) == 2
+    assert here.kube.pod(name)["metadata"]["labels"]["voicepool.dev/state"] == "warm"
+
+
+async def test_what_stays_forbidden_is_told_before_the_callers_time_is_up(
+    here: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(patience, "JUST_STARTED_SECONDS", 0.3)
+    here.pool()
+    here.pods(1)
+    gateway = await here.gateway()
+    here.kube.before["patch"] = [Forbidden("may not patch", status=403) for _ in range(100)]
+    answer = await gateway.start()
+    assert (answer.status_code, answer.json()["code"]) == (503, "CLUSTER_UNAVAILABLE")
+    assert "check the chart's RBAC" in answer.json()["detail"]
+
+
+async def test_a_bind_that_took_too_long_is_not_delivered_and_the_next_pod_gets_the_session(
+    here: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deliverer_module, "DELIVERY_DEADLINE_SECONDS", 1.5)
+    here.pool()
+    here.pods(2)
+    gateway = await here.gateway()
+    here.kube.hold_patch = asyncio.Event()
+    start = asyncio.create_task(gateway.start())
+    await until(lambda: here.rooms.made)
+    await asyncio.sleep(1.6)
+    here.kube.hold_patch.set()
+    answer = await start
+    assert answer.status_code == 200
+    assert len([agent for agent in here.agents.all() if agent.claims]) == 1
+    await gateway.services.sessions.settled()
+    assert [pod["metadata"]["name"] for pod in here.kube.pods()] == [answer.json()["agent"]["pod"]]
+
+
 def outcomes(gateway: Gateway, outcome: str) -> float | None:
     labels = {"namespace": "calls", "pool": POOL, "outcome": outcome}
     return gateway.services.metrics.registry.get_sample_value("voicepool_gateway_starts_total", labels)
@@ -490,12 +559,12 @@ def outcomes(gateway: Gateway, outcome: str) -> float | None:
 async def test_a_bind_is_undone_when_the_api_server_comes_back(here: World) -> None:
     here.pool()
     (name,) = here.pods(1)
-    gateway = await here.gateway()
+    gateway = await here.gateway(start_deadline_seconds=0.5)
     here.kube.hold_patch = asyncio.Event()
     start = asyncio.create_task(gateway.start(sessionId="once"))
     await until(lambda: here.rooms.made)
     away = [Unreachable("refused") for _ in range(6)]
-    here.kube.before["list"] = [*away[:1]]
+    here.kube.before["list"] = [Unreachable("refused") for _ in range(100)]
     here.kube.before["delete"] = [*away, Forbidden("not known yet", status=403)]
     here.kube.hold_patch.set()
     assert (await start).json()["code"] == "CLUSTER_UNAVAILABLE"

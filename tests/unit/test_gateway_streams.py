@@ -286,10 +286,32 @@ async def test_heartbeats_stand_between_events_and_the_source_is_closed_at_the_e
         finally:
             closed.set()
 
-    stream = with_heartbeats(source(), 0.01)
+    stream = with_heartbeats(source(), 0.01, asyncio.Event())
     assert [await anext(stream), await anext(stream), await anext(stream)] == [b"one", HEARTBEAT, HEARTBEAT]
     await stream.aclose()
     assert closed.is_set()
+
+
+async def test_a_gateway_that_ends_ends_its_streams_and_their_clients_know_that_there_is_more(here: World) -> None:
+    gateway = await here.gateway()
+    session, _pod, log = await started(here, gateway)
+    path = f"/v1/agents/demo/sessions/{session}"
+    async with (
+        served(gateway) as address,
+        reading(address, f"{path}/logs?follow=true") as lines,
+        reading(address, f"{path}/events") as states,
+    ):
+        log.write("said")
+        event = await lines.next()
+        assert event is not None
+        assert event.name == "log"
+        assert await states.next() is not None
+        async with asyncio.timeout(5):
+            gateway.services.streams.stop()
+            assert await lines.next() is None
+            while await states.next() is not None:
+                pass
+    assert log.readers == 0
 
 
 # -- states --------------------------------------------------------------------------------------------------------------------

@@ -37,9 +37,9 @@ Operation = dict[str, Any]
 ACTIVE_DEADLINE_MARGIN_SECONDS = 60
 """The agent ends its session by itself at the maximum duration and says goodbye; Kubernetes comes a little later, for an agent that does not."""
 
-DELIVERY_DEADLINE_SECONDS = 45.0
+DELIVERY_DEADLINE_SECONDS = 20.0
 """No assignment for a pod is good for longer after its bind. From then on an agent that says that it is parked will never have that session, whoever
-asks, and whatever a gateway does that was frozen in between."""
+asks, and whatever a gateway does that was frozen in between. Less than a start may take: a caller with a key whose gateway died waits that long elsewhere."""
 
 CHOICE_PER_BIND = 4
 """For each bind under way there are more than so many pods to choose from, if the pool has them: in a burst

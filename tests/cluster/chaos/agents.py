@@ -8,12 +8,15 @@ watched for.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+import aiohttp
 import jwt
 from aiohttp import web
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -42,6 +45,25 @@ class Agent:
     """Its pod was deleted while it had a session."""
     accepted_at: datetime | None = None
     accepted: asyncio.Event = field(default_factory=asyncio.Event)
+    orders: int = 0
+    """Assignments that were brought to it."""
+    told_to_end: bool = False
+    joined: bool | None = None
+    """Whether LiveKit let it into the room; None where it has not tried."""
+    clock_behind_seconds: float = 0.0
+    """How wrong its idea is of when an order is over."""
+    answers_after_seconds: float = 0.0
+    """How long it takes from accepting a session to saying so."""
+    thawed: asyncio.Event = field(default_factory=asyncio.Event)
+    """Unless this is set its process stands still."""
+
+    def __post_init__(self) -> None:
+        self.thawed.set()
+
+    def freeze(self, seconds: float) -> None:
+        """Stand still for a while; what comes meanwhile is looked at after that."""
+        self.thawed.clear()
+        asyncio.get_running_loop().call_later(seconds, self.thawed.set)
 
     @property
     def in_call(self) -> bool:
@@ -58,10 +80,17 @@ class Agents:
         public_key: of the gateways.
         network: first two numbers of the loopback addresses, such as ``127.21``.
         chance: lengths of starts and sessions.
+        http: with it agents ask LiveKit to be let in; None: they are taken to be.
     """
 
     def __init__(
-        self, api: KubeApi, namespace: str, public_key: Ed25519PublicKey, network: str, chance: random.Random
+        self,
+        api: KubeApi,
+        namespace: str,
+        public_key: Ed25519PublicKey,
+        network: str,
+        chance: random.Random,
+        http: aiohttp.ClientSession | None = None,
     ) -> None:
         self.pods: Informer[PodFact] = Informer(api, PODS, namespace, LABEL_POOL, pod_from_json)
         self.by_uid: dict[str, Agent] = {}
@@ -70,6 +99,10 @@ class Agents:
         """When a caller got an agent, by the event loop's clock."""
         self.errors: list[BaseException] = []
         """What went wrong with this play itself."""
+        self.session_seconds = SESSION_SECONDS
+        """Shortest and longest call."""
+        self.on_order: Callable[[Agent], None] = lambda _agent: None
+        """Told of each assignment that arrives, before its agent looks at it."""
         self._api = api
         self._namespace = namespace
         self._public_key = public_key
@@ -78,6 +111,9 @@ class Agents:
         self._by_address: dict[str, Agent] = {}
         self._servers: dict[str, asyncio.Server] = {}
         self._lives: dict[str, asyncio.Task[None]] = {}
+        self._joining: set[asyncio.Task[None]] = set()
+        self._deaf: list[socket.socket] = []
+        self._http = http
         self._used: set[str] = set()
         self.pods.handlers.append(self._pod_changed)
 
@@ -94,21 +130,23 @@ class Agents:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        tasks = [self._following, *self._lives.values()]
+        tasks = [self._following, *self._lives.values(), *self._joining]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        for deaf in self._deaf:
+            deaf.close()
         for agent in self.by_uid.values():
             self._close(agent)
         await self._runner.cleanup()
 
     @property
     def accepted(self) -> dict[str, Acceptance]:
-        """What agents ever accepted, by the uid of their pod."""
+        """What agents ever accepted, by the uid of their pod; who was not let into the room has no call."""
         return {
             agent.uid: Acceptance(agent.session, agent.accepted_at)
             for agent in self.by_uid.values()
-            if agent.accepted_at is not None
+            if agent.accepted_at is not None and agent.joined is not False
         }
 
     def killed(self) -> list[str]:
@@ -138,6 +176,23 @@ class Agents:
     def undelivered(self) -> list[PodFact]:
         """Pods that are bound to a session which never came to their agent."""
         return [pod for pod in self.pods if pod.state is BindState.BOUND and not self.by_uid[pod.uid].session]
+
+    def has_gone(self, agent: Agent) -> bool:
+        """Whether an agent's pod is known to be no longer there."""
+        return agent.uid not in self._servers
+
+    def cut_off(self, agent: Agent) -> None:
+        """Let nothing reach an agent any more: to whoever connects it is as if its node had gone."""
+        self._close(agent)
+        deaf = socket.create_server((agent.address, AGENT_PORT), backlog=0)
+        self._deaf.append(deaf)
+        for _ in range(2):
+            # What does not fit into the queue of a socket that nobody takes anything from is dropped without a word.
+            filler = socket.socket()
+            filler.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                filler.connect((agent.address, AGENT_PORT))
+            self._deaf.append(filler)
 
     # The kubelet.
 
@@ -189,7 +244,7 @@ class Agents:
         started = _moment()
         await self._write(agent, _running(agent, started, ready=True))
         await agent.accepted.wait()
-        ends = asyncio.create_task(asyncio.sleep(self._chance.uniform(*SESSION_SECONDS)))
+        ends = asyncio.create_task(asyncio.sleep(self._chance.uniform(*self.session_seconds)))
         await self._write(agent, _running(agent, started, ready=False))
         await ends
         agent.state = "ending"
@@ -210,12 +265,18 @@ class Agents:
 
     # The agents.
 
-    def _called(self, request: web.Request) -> Agent:
+    async def _called(self, request: web.Request) -> Agent:
         assert request.transport is not None
         agent = self._by_address.get(request.transport.get_extra_info("sockname")[0])
-        if agent is None:
+        if agent is not None and request.path == "/bind":
+            agent.orders += 1
+            self.on_order(agent)
+        if agent is not None:
+            await agent.thawed.wait()
+        if agent is None or agent.address not in self._by_address:
             # Its process has ended with this connection open.
-            request.transport.abort()
+            if request.transport is not None:
+                request.transport.abort()
             raise web.HTTPGone
         return agent
 
@@ -227,6 +288,7 @@ class Agents:
                 algorithms=["EdDSA"],
                 issuer="voicepool-gateway",
                 audience=agent.uid,
+                leeway=agent.clock_behind_seconds,
                 options={"require": ["exp", "iat", "jti"]},
             )
         except jwt.InvalidTokenError:
@@ -237,7 +299,7 @@ class Agents:
         return claims
 
     async def _bind(self, request: web.Request) -> web.Response:
-        agent = self._called(request)
+        agent = await self._called(request)
         claims = await self._claims(request, agent)
         if claims is None:
             return _refusal(401, "INVALID_ASSIGNMENT")
@@ -246,21 +308,33 @@ class Agents:
             agent.accepted_at = datetime.now(UTC)
             agent.accepted.set()
             self.last_accepted_at = asyncio.get_running_loop().time()
+            if self._http is not None:
+                joining = asyncio.create_task(self._join(self._http, agent, claims["url"], claims["token"]))
+                joining.add_done_callback(self._joining.discard)
+                joining.add_done_callback(self._done)
+                self._joining.add(joining)
+            await asyncio.sleep(agent.answers_after_seconds)
             return web.json_response({"state": "accepted", "session": agent.session}, status=202)
         if agent.state == "accepted" and agent.session == claims["session"]:
             return web.json_response({"state": "accepted", "session": agent.session})
         return _refusal(409, "ALREADY_BOUND") if agent.session else _refusal(503, "NOT_PARKED")
 
+    async def _join(self, http: aiohttp.ClientSession, agent: Agent, url: str, token: str) -> None:
+        where = f"{url.replace('ws', 'http', 1)}/rtc/validate"
+        async with http.get(where, params={"access_token": token}) as answer:
+            agent.joined = answer.status == 200
+
     async def _end(self, request: web.Request) -> web.Response:
-        agent = self._called(request)
+        agent = await self._called(request)
         claims = await self._claims(request, agent)
         if claims is None or claims["session"] != agent.session:
             return _refusal(401, "INVALID_ASSIGNMENT")
+        agent.told_to_end = True
         # Let go on to its own end: an end on request would hide a pod that is taken away.
         return web.json_response({"state": "ending"}, status=202)
 
     async def _status(self, request: web.Request) -> web.Response:
-        agent = self._called(request)
+        agent = await self._called(request)
         words = {"state": agent.state, "session": agent.session or None, "pod_uid": agent.uid, "since_seconds": 1}
         return web.json_response(words)
 

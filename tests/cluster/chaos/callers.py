@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import aiohttp
 
@@ -18,6 +20,66 @@ PATIENCE_SECONDS = 25.0
 PAUSE_SECONDS = 0.2
 FINAL = frozenset({"SESSION_ENDED"})
 """The session had its agent, and is over: the first answer was lost."""
+
+
+NO_ANSWER = 0
+"""In place of an HTTP status."""
+OK = "OK"
+NEVER_ARRIVED = "NEVER_ARRIVED"
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a caller heard."""
+
+    status: int
+    """Of HTTP; `NO_ANSWER` where none came."""
+    code: str
+    """`OK`, the code of the error, `NEVER_ARRIVED`, or what happened to the connection."""
+    seconds: float
+    """How long that took."""
+    retry_after: str = ""
+    session: str = ""
+    pod: str = ""
+    room: str = ""
+
+    @property
+    def says_when_to_come_again(self) -> bool:
+        """Whether an error has a number of seconds that one can go by."""
+        return self.retry_after.isdigit() and 1 <= int(self.retry_after) <= 60
+
+
+async def ask(
+    http: aiohttp.ClientSession,
+    gateway: str,
+    body: Mapping[str, Any],
+    headers: Mapping[str, str],
+    *,
+    patience_seconds: float,
+) -> Answer:
+    """Ask a gateway for a session, once.
+
+    Args:
+        http: sends the request.
+        gateway: its address.
+        body: of the request.
+        headers: of the request, with a key.
+        patience_seconds: after which the caller hangs up.
+    """
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    timeout = aiohttp.ClientTimeout(total=patience_seconds)
+    try:
+        async with http.post(f"{gateway}/start", json=body, headers=headers, timeout=timeout) as response:
+            told = await response.json()
+    except aiohttp.ClientConnectorError:
+        return Answer(NO_ANSWER, NEVER_ARRIVED, loop.time() - began)
+    except (aiohttp.ClientError, TimeoutError) as error:
+        return Answer(NO_ANSWER, type(error).__name__, loop.time() - began)
+    seconds = loop.time() - began
+    if response.status == 200:
+        return Answer(200, OK, seconds, "", told["sessionId"], told["agent"]["pod"], told["roomName"])
+    return Answer(response.status, str(told.get("code")), seconds, response.headers.get("Retry-After", ""))
 
 
 class Callers:
@@ -71,7 +133,7 @@ class Callers:
         for attempt in itertools.count():
             gateway = self._gateways[(number // 2 + attempt) % len(self._gateways)]
             reason, again = await self._ask(gateway, f"caller-{number}" if keyed else None)
-            if reason == "OK":
+            if reason == OK:
                 return
             if reason in FINAL or not (keyed or again) or loop.time() > deadline:
                 break
@@ -81,17 +143,7 @@ class Callers:
     async def _ask(self, gateway: str, session: str | None) -> tuple[str, bool]:
         """One request: OK or why not, and whether it certainly never arrived."""
         body = {"pool": self._pool, "transport": "livekit"} | ({"sessionId": session} if session else {})
-        timeout = aiohttp.ClientTimeout(total=ANSWER_SECONDS)
-        try:
-            async with self._http.post(
-                f"{gateway}/start", json=body, headers=self._headers, timeout=timeout
-            ) as response:
-                answer = await response.json()
-        except aiohttp.ClientConnectorError:
-            return "REFUSED_CONNECTION", True
-        except (aiohttp.ClientError, TimeoutError) as error:
-            return type(error).__name__, False
-        if response.status == 200:
-            self.answered[answer["sessionId"]] = answer["agent"]["pod"]
-            return "OK", False
-        return str(answer.get("code")), False
+        answer = await ask(self._http, gateway, body, self._headers, patience_seconds=ANSWER_SECONDS)
+        if answer.code == OK:
+            self.answered[answer.session] = answer.pod
+        return answer.code, answer.code == NEVER_ARRIVED

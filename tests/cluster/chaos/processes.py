@@ -61,6 +61,16 @@ class Process:
         process.kill()
         await process.wait()
 
+    def memory_bytes(self) -> int:
+        """What it has resident."""
+        pages = int(Path(f"/proc/{self._running().pid}/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGESIZE")
+
+    def terminate(self) -> None:
+        """End it politely; it is started again."""
+        self._killed = True
+        self._running().terminate()
+
     def freeze(self) -> None:
         """Stop it in the middle of whatever it does."""
         self._running().send_signal(signal.SIGSTOP)

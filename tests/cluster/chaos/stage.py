@@ -14,7 +14,7 @@ import random
 import secrets
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,9 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from tests.cluster.chaos.agents import Agents
 from tests.cluster.chaos.audit import AuditReader
 from tests.cluster.chaos.callers import Callers
+from tests.cluster.chaos.door import Door
 from tests.cluster.chaos.judge import Rules, Verdict, judge
-from tests.cluster.chaos.livekit import livekit
+from tests.cluster.chaos.livekit import API_KEY, LiveKit
 from tests.cluster.chaos.processes import Process
 from tests.cluster.tool import Cluster
 from tests.ports import free_port
@@ -89,29 +90,53 @@ def accounts(cluster: Cluster, folder: Path) -> Iterator[Accounts]:
 
 
 @dataclass
-class Stage:
-    """What a storm can shake."""
+class Company:
+    """Everybody but pools and callers."""
 
     cluster: Cluster
     accounts: Accounts
     api: KubeApi
     http: aiohttp.ClientSession
     agents: Agents
+    livekit: LiveKit
     operators: list[Process]
     gateways: list[Process]
-    callers: Callers
     audit: AuditReader
+    door: Door | None
+    """Where the first gateway goes in and out of the API server; None: it has no such door."""
+    api_key: str = field(repr=False)
+
+    @property
+    def processes(self) -> list[Process]:
+        """All processes of ours."""
+        return [*self.operators, *self.gateways]
+
+    def judge(self, pool: str, max_pods: int, overshoot: int) -> Verdict:
+        """Judge all that was logged so far about the pods of a pool."""
+        self.audit.read()
+        rules = Rules(
+            operators=frozenset({self.accounts.name("operator")}),
+            gateways=frozenset({self.accounts.name("gateway")}),
+            max_pods=max_pods,
+            overshoot=overshoot,
+            accepted=self.agents.accepted,
+        )
+        others = (write for write in self.audit.writes if write.resource.partition("/")[0] != "pods")
+        of_pool = (write for write in self.audit.writes if write.name.startswith(f"{pool}-"))
+        return judge([*others, *of_pool], rules)
+
+
+@dataclass
+class Stage(Company):
+    """What a storm can shake."""
+
+    callers: Callers
     told: set[str] = field(default_factory=set)
     """What the pool's conditions said meanwhile."""
 
     def full(self) -> bool:
         """Whether nobody waits, and as many agents are warm as are wanted."""
         return not self.callers.waiting and len(self.agents.warm()) >= REPLICAS
-
-    @property
-    def processes(self) -> list[Process]:
-        """All processes of ours."""
-        return [*self.operators, *self.gateways]
 
     async def pool(self) -> Json:
         """The pool as it is."""
@@ -159,41 +184,37 @@ class Stage:
 
     def verdict(self, overshoot: int) -> Verdict:
         """Judge all that was logged so far."""
-        self.audit.read()
-        rules = Rules(
-            operators=frozenset({self.accounts.name("operator")}),
-            gateways=frozenset({self.accounts.name("gateway")}),
-            max_pods=MAX_PODS,
-            overshoot=overshoot,
-            accepted=self.agents.accepted,
-        )
-        return judge(self.audit.writes, rules)
+        return self.judge(POOL, MAX_PODS, overshoot)
 
 
-def pool_manifest(namespace: str) -> Json:
-    """A pool whose ceiling is about what the load needs, so that it is reached now and then."""
+def pool_manifest(namespace: str, name: str = POOL, **spec: Any) -> Json:
+    """A pool, as it is in storms unless said otherwise: its ceiling is about what the load needs, so that it is reached now and then."""
     return {
         "apiVersion": "voicepool.dev/v1alpha1",
         "kind": "VoiceAgentPool",
-        "metadata": {"name": POOL, "namespace": namespace},
+        "metadata": {"name": name, "namespace": namespace},
         "spec": {
             "replicas": REPLICAS,
             "maxPods": MAX_PODS,
             "session": {"retentionSeconds": 1},
             "template": {"spec": {"containers": [{"name": "agent", "image": "localhost/agent:1"}]}},
+            **spec,
         },
     }
 
 
 @contextlib.asynccontextmanager
-async def stage(cluster: Cluster, accounts: Accounts, folder: Path, operators: int) -> AsyncIterator[Stage]:
-    """Raise the curtain: everything runs and the pool is full.
+async def company(
+    cluster: Cluster, accounts: Accounts, folder: Path, operators: int, *, with_door: bool = False
+) -> AsyncIterator[Company]:
+    """Bring everybody together: all run, and there is no pool yet.
 
     Args:
         cluster: a control plane.
         accounts: who the processes are.
         folder: for keys and logs.
         operators: how many; more than one have a Lease.
+        with_door: the first gateway has a door, and agents ask LiveKit to be let in.
     """
     namespace = accounts.namespace
     key = Ed25519PrivateKey.generate()
@@ -207,26 +228,34 @@ async def stage(cluster: Cluster, accounts: Accounts, folder: Path, operators: i
     # A network of its own for each run: other programs may listen on the agents' port of 127.0.0.1.
     network = f"127.{20 + os.getpid() % 200}"
     async with contextlib.AsyncExitStack() as stack:
-        api = await stack.enter_async_context(
-            AiohttpKubeApi.connect(load_connection(cluster.kubeconfig), request_timeout_seconds=5)
-        )
+        connection = load_connection(cluster.kubeconfig)
+        api = await stack.enter_async_context(AiohttpKubeApi.connect(connection, request_timeout_seconds=5))
         http = await stack.enter_async_context(aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)))
         audit = AuditReader(cluster.audit_log, namespace)
         stack.callback(audit.close)
         await stack.enter_async_context(running(audit.follow()))
-        agents = await stack.enter_async_context(Agents(api, namespace, key.public_key(), network, random.Random()))
+        agents = await stack.enter_async_context(
+            Agents(api, namespace, key.public_key(), network, random.Random(), http if with_door else None)
+        )
 
         def present(room: str) -> list[str]:
             session = room.rpartition("_")[2]
             return [agent_identity(session) for agent in agents.with_session(session) if agent.in_call]
 
-        url = await stack.enter_async_context(livekit(present))
-        for name, value in {"url": url, "api-key": "devkey", "api-secret": secrets.token_hex(24)}.items():
+        livekit_secret = secrets.token_hex(24)
+        livekit = await stack.enter_async_context(LiveKit(livekit_secret, present))
+        for name, value in {"url": livekit.address, "api-key": API_KEY, "api-secret": livekit_secret}.items():
             (secret / name).write_text(value)
-        await api.create(POOLS, namespace, pool_manifest(namespace))
+        kubeconfigs = {("operator", number): accounts.kubeconfigs["operator"] for number in range(operators)}
+        kubeconfigs |= {("gateway", number): accounts.kubeconfigs["gateway"] for number in range(GATEWAYS)}
+        door = None
+        if with_door:
+            assert connection.ssl_context is not None
+            door = await stack.enter_async_context(Door(connection.server, connection.ssl_context))
+            kubeconfigs["gateway", 0] = door.kubeconfig(accounts.kubeconfigs["gateway"], folder / "door.kubeconfig")
 
         def process(role: str, number: int, settings: dict[str, str], port: int) -> Process:
-            ours = {"VOICEPOOL_KUBECONFIG": str(accounts.kubeconfigs[role]), "VOICEPOOL_NAMESPACE": namespace}
+            ours = {"VOICEPOOL_KUBECONFIG": str(kubeconfigs[role, number]), "VOICEPOOL_NAMESPACE": namespace}
             return Process(role, ours | settings, port, folder / f"{role}-{number}.log", http)
 
         def operator(number: int) -> Process:
@@ -260,11 +289,21 @@ async def stage(cluster: Cluster, accounts: Accounts, folder: Path, operators: i
         for one in (*made, *gates):
             await stack.enter_async_context(one)
         await asyncio.gather(*(one.ready() for one in (*made, *gates)))
-        callers = Callers(http, [one.address for one in gates], api_key, f"{namespace}.{POOL}")
-        here = Stage(cluster, accounts, api, http, agents, made, gates, callers, audit)
+        yield Company(cluster, accounts, api, http, agents, livekit, made, gates, audit, door, api_key)
+
+
+@contextlib.asynccontextmanager
+async def stage(cluster: Cluster, accounts: Accounts, folder: Path, operators: int) -> AsyncIterator[Stage]:
+    """Raise the curtain: everything runs and the pool is full. See `company`."""
+    async with company(cluster, accounts, folder, operators) as all_:
+        await all_.api.create(POOLS, accounts.namespace, pool_manifest(accounts.namespace))
+        callers = Callers(
+            all_.http, [one.address for one in all_.gateways], all_.api_key, f"{accounts.namespace}.{POOL}"
+        )
+        here = Stage(**{one.name: getattr(all_, one.name) for one in fields(all_)}, callers=callers)
         await until(here.settled, SETTLE_SECONDS)
-        await stack.enter_async_context(running(here.listen()))
-        yield here
+        async with running(here.listen()):
+            yield here
 
 
 @contextlib.asynccontextmanager

@@ -3,7 +3,7 @@
 Invariants: a pod is reserved before it is patched, so this gateway never races with itself; a pod whose patch lost is not put back, it returns only
 when the informer has shown it in another state (or after a while, should that event have been lost); callers of one pool take turns by their keys, and
 are served first come, first served within a key (`FairQueue`); who waits in several queues leaves all of them in the moment in which he gets a pod or
-gives up; a waiter is woken by the informer, nobody polls. No I/O.
+gives up; a waiter is woken by the informer, nobody polls; a pod that becomes warm is offered to a queue when it is this gateway's turn (`Turns`). No I/O.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 from voicepool.binding import choose
 from voicepool.gateway.fair_queue import FairQueue
+from voicepool.gateway.turns import Turns
 from voicepool.gateway.view import ClusterView, PoolKey
 from voicepool.model import Placement, PodFact
 
@@ -43,7 +44,8 @@ class Allocator:
 
     Args:
         view: what is known of the cluster; the allocator becomes its listener.
-        monotonic: seconds that never go back.
+        monotonic: seconds that never go back; the event loop's own.
+        identity: this gateway, as in ``bound-by``.
         on_waiters: told the length of a pool's queue whenever it changes.
         most_waiting: callers who may wait in the queue of one pool.
     """
@@ -53,6 +55,7 @@ class Allocator:
         view: ClusterView,
         *,
         monotonic: Callable[[], float],
+        identity: str,
         on_waiters: Callable[[PoolKey, int], None] = lambda _key, _count: None,
         most_waiting: int = MOST_WAITING,
     ) -> None:
@@ -60,6 +63,9 @@ class Allocator:
         self._monotonic = monotonic
         self._on_waiters = on_waiters
         self._most_waiting = most_waiting
+        self._turns = Turns(identity, monotonic)
+        self._later: dict[PoolKey, asyncio.TimerHandle] = {}
+        """When a queue is looked at again, since a pod is another gateway's for a moment."""
         self._reserved: set[str] = set()
         self._lost: dict[str, float] = {}
         self._queues: dict[PoolKey, FairQueue[_Waiter]] = {}
@@ -143,9 +149,10 @@ class Allocator:
         self._reserved.discard(pod.uid)
         self._lost[pod.uid] = self._monotonic() + LOST_SECONDS
 
-    def _reserve(self, key: PoolKey, session_id: str) -> PodFact | None:
+    def _reserve(self, key: PoolKey, session_id: str, *, in_turn: bool = False) -> PodFact | None:
         free: list[PodFact] = []
         under_way: list[PodFact] = []
+        anothers_seconds: list[float] = []
         reserved, some_lost = self._reserved, bool(self._lost)
         # Over all warm pods of the pool in each bind: what is seldom true is asked last.
         for pod in self._view.warm(key).values():
@@ -154,8 +161,13 @@ class Allocator:
             elif (pod.cold_start is None or pod.cold_start == session_id) and not (
                 some_lost and self._is_lost(pod.uid)
             ):
-                free.append(pod)
+                if in_turn and (seconds := self._turns.wait_seconds(pod.uid)):
+                    anothers_seconds.append(seconds)
+                else:
+                    free.append(pod)
         if not free:
+            if anothers_seconds:
+                self._look_again(key, min(anothers_seconds))
             return None
         taken_on_node = self._view.bound_on_node(key)
         if under_way:
@@ -180,8 +192,18 @@ class Allocator:
             return False
         return until is not None
 
-    def _changed(self, key: PoolKey, uid: str, _pod: PodFact | None) -> None:
-        if uid not in self._view.warm(key):
+    def _look_again(self, key: PoolKey, seconds: float) -> None:
+        if key not in self._later:
+            self._later[key] = asyncio.get_running_loop().call_later(seconds, self._serve_late, key)
+
+    def _serve_late(self, key: PoolKey) -> None:
+        del self._later[key]
+        self._serve(key)
+
+    def _changed(self, key: PoolKey, uid: str, pod: PodFact | None) -> None:
+        warm = uid in self._view.warm(key)
+        self._turns.seen(uid, pod, warm=warm)
+        if not warm:
             # Bound, dying, not Ready, or gone: what was remembered about it has come true.
             self._lost.pop(uid, None)
             self._reserved.discard(uid)
@@ -199,7 +221,7 @@ class Allocator:
                 # Its caller has given up in this very moment, and has not run since to leave the queue.
                 self._leave(waiter)
                 continue
-            pod = self._reserve(key, waiter.session_id)
+            pod = self._reserve(key, waiter.session_id, in_turn=True)
             if pod is None:
                 break
             queue.served(waiter)

@@ -18,7 +18,8 @@ from voicepool.gateway.deliverer import SETTLE_SECONDS, Deliverer
 from voicepool.gateway.delivery import Courier
 from voicepool.gateway.errors import ClusterUnavailable, cluster_error
 from voicepool.gateway.metrics import GatewayMetrics
-from voicepool.gateway.requests import Hold, StartRequest, words
+from voicepool.gateway.patience import Patience
+from voicepool.gateway.requests import Hold, StartRequest, Trouble, words
 from voicepool.gateway.view import is_live
 from voicepool.kube.api import (
     PODS,
@@ -90,8 +91,13 @@ class Binder:
         room: str,
         waited_seconds: float,
         hold: list[Hold],
+        trouble: Trouble,
     ) -> PodFact | None:
-        """Bind a reserved pod; None when it is lost to another, or no longer fit."""
+        """Bind a reserved pod; None when it is lost to another, or no longer fit. Tries for as long as it is let, and notes in `trouble` on what.
+
+        Raises:
+            ClusterUnavailable: the API server will not do it.
+        """
         now = self._now()
         operations = bind_patch(
             pod,
@@ -106,21 +112,15 @@ class Binder:
             caller=request.caller,
         )
         loop = asyncio.get_running_loop()
+        patience = Patience(trouble, self._pause)
         perhaps_written = False
         try:
             while True:
                 began = loop.time()
                 try:
                     stored = await self._kube.json_patch(PODS, pod.namespace, pod.name, operations)
-                except TooManyRequests as error:
-                    await asyncio.sleep(error.retry_after_seconds)
-                    continue
-                except (Unreachable, ServerFault):
-                    # It may have been written. The same patch again is harmless: it fails where the first one came through.
-                    perhaps_written = True
-                    await self._pause()
-                    continue
                 except (Unprocessable, Conflict, NotFound):
+                    patience.over()
                     if perhaps_written and (ours := await self._ours(pod, request)) is not None:
                         hold.append(Hold(ours))
                         return ours
@@ -128,8 +128,13 @@ class Binder:
                     self._metrics.conflicts.labels(*request.key).inc()
                     return None
                 except KubeApiError as error:
+                    # It may have been written. The same patch again is harmless: it fails where the first one came through.
+                    perhaps_written = perhaps_written or isinstance(error, Unreachable | ServerFault)
+                    if await patience.wait(error):
+                        continue
                     self._allocator.lost(pod)
                     raise cluster_error(error, "bind a pod of", pool) from None
+                patience.over()
                 bound = self._pod_fact(stored)
                 if bound is None:
                     raise ClusterUnavailable(

@@ -85,12 +85,12 @@ class Chooser:
         raise PoolNotFound(f"{many}; name one as 'pool' in the body or the query ('name' or 'namespace.name').")
 
     async def several(self, caller: Caller, names: Sequence[str]) -> Choice:
-        """Pools by their names, the best first; those that do not exist are left out.
+        """Pools by their names, the best first.
 
         Raises:
             NotAllowed: one of them is not the caller's.
             BadRequest: they are of several namespaces.
-            PoolNotFound: none of them exists.
+            PoolNotFound: one of them does not exist; a mistyped one would go unnoticed for as long as the others have agents.
         """
         keys = list(dict.fromkeys(self.key(name) for name in names))
         for key in keys:
@@ -101,11 +101,9 @@ class Chooser:
             )
         if len(keys) == 1:
             return await self.one(caller, keys[0])
-        there = tuple(name for namespace, name in keys if (namespace, name) in self._view.pools)
-        if not there:
-            named = ", ".join(f"{namespace}/{name}" for namespace, name in keys)
-            raise PoolNotFound(f"There is no VoiceAgentPool of these: {named}.")
-        return Choice(keys[0][0], there, _ANY_POOL)
+        if missing := [f"{namespace}/{name}" for namespace, name in keys if (namespace, name) not in self._view.pools]:
+            raise PoolNotFound(f"There is no VoiceAgentPool {' and none '.join(missing)}.")
+        return Choice(keys[0][0], tuple(name for _, name in keys), _ANY_POOL)
 
     async def selected(self, caller: Caller, selector: Selector, namespace: str | None) -> Choice:
         """The caller's pools of a namespace that have some labels, by their names.

@@ -16,7 +16,17 @@ from voicepool.gateway.metrics import GatewayMetrics
 from voicepool.gateway.requests import StartRequest
 from voicepool.gateway.retry_after import retry_after_seconds
 from voicepool.gateway.view import ClusterView, PoolKey, is_live
-from voicepool.kube.api import PODS, AlreadyExists, Conflict, Json, KubeApi, KubeApiError, Unreachable
+from voicepool.kube.api import (
+    PODS,
+    AlreadyExists,
+    Conflict,
+    Json,
+    KubeApi,
+    KubeApiError,
+    ServerFault,
+    TooManyRequests,
+    Unreachable,
+)
 from voicepool.model import BindState, PodFact, PoolFact
 
 
@@ -113,7 +123,9 @@ class ColdStarts:
                 return await self._kube.create(PODS, pool.namespace, body)
             except AlreadyExists:
                 taken.add(body["metadata"]["name"])
-            except Unreachable:
+            except TooManyRequests as error:
+                await asyncio.sleep(error.retry_after_seconds)
+            except (Unreachable, ServerFault):
                 # The name is the same the next time: if the first one was made after all, this answers AlreadyExists, and that pod is found.
                 name = body["metadata"]["name"]
                 try:

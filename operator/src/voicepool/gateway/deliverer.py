@@ -73,6 +73,9 @@ class Deliverer:
         if letter is None or not self._is_fresh(letter, hold.pod):
             letter = self.letter(hold.pod, request, server)
         order, expires_at = letter.order, letter.expires_at
+        if expires_at <= self._now():
+            # The API server took so long with the bind that nothing may be sent any more.
+            return "TOO_LATE"
         while True:
             hold.sent_until = expires_at
             match await self._courier.bind(hold.pod, order):

@@ -5,11 +5,13 @@ Invariants:
 * Nothing of a webhook is believed before its signature is: the issuer only says which keys to try. Its server decides which pools it may speak for.
 * A caller in a room gets one agent, however often and at how many gateways the webhook arrives: the session's id follows from the room alone.
 * A room of another session is never given an agent, whatever prefix a pool has.
+* A webhook is answered when its caller is seen to, not before: what a gateway that dies leaves undone LiveKit brings to another one.
 * A caller who cannot get an agent within the pool's limits is not left in silence: the room is deleted, unless an agent is in it or on its way.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import uuid
 from collections.abc import Iterable
@@ -92,13 +94,17 @@ class InboundCalls:
             code="INVALID_WEBHOOK",
         )
 
-    def heard(self, webhook: Webhook) -> Literal["started", "ignored"]:
-        """Begin what follows from a webhook; returns at once, since LiveKit waits for the answer and sends it again when none comes."""
+    async def heard(self, webhook: Webhook) -> Literal["started", "ignored"]:
+        """Do what follows from a webhook; returns when the caller has an agent, or has been seen to without one.
+
+        LiveKit waits for the answer, and sends a webhook again where none comes: a gateway that is killed meanwhile loses no caller. Who stops waiting here
+        stops nothing.
+        """
         request = self._request(webhook)
         outcome: Literal["started", "ignored"] = "ignored" if request is None else "started"
         self._metrics.webhooks.labels(outcome).inc()
         if request is not None:
-            self._background.spawn(self._start(request))
+            await asyncio.shield(self._background.spawn(self._start(request)))
         return outcome
 
     def _request(self, webhook: Webhook) -> StartRequest | None:

@@ -6,16 +6,17 @@ are in no representation and no log.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import datetime
 import functools
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 import aiohttp
 import jwt
@@ -24,6 +25,8 @@ from livekit import api as livekit_api
 from voicepool.gateway.errors import LiveKitUnavailable
 from voicepool.kube.api import SECRETS, Json, KubeApi, KubeApiError, NotFound
 from voicepool.model import PoolFact
+
+T = TypeVar("T")
 
 _KEYS = ("url", "api-key", "api-secret")
 
@@ -94,18 +97,20 @@ class LiveKitRooms:
     """Rooms of real LiveKit servers, over one HTTP session.
 
     Args:
-        http: the session, with its time limit for one request; it belongs to the caller.
+        http: the session; it belongs to the caller.
+        timeout_seconds: for one request.
     """
 
-    def __init__(self, http: aiohttp.ClientSession) -> None:
+    def __init__(self, http: aiohttp.ClientSession, *, timeout_seconds: float) -> None:
         self._http = http
+        self._timeout_seconds = timeout_seconds
 
     async def create(self, server: LiveKitServer, room: str, *, empty_timeout_seconds: int) -> None:
         """See `Rooms.create`."""
         # No limit on participants: a colleague whom the agent brings in, a supervisor or a recorder must be able to join.
         request = livekit_api.CreateRoomRequest(name=room, empty_timeout=empty_timeout_seconds, departure_timeout=20)
         try:
-            await self._client(server).room.create_room(request)
+            await self._in_time(self._client(server).room.create_room(request))
         except (livekit_api.TwirpError, aiohttp.ClientError, TimeoutError) as error:
             raise _unavailable(server, error) from None
 
@@ -116,7 +121,8 @@ class LiveKitRooms:
     async def find(self, server: LiveKitServer, room: str) -> RoomState | None:
         """See `Rooms.find`."""
         try:
-            answer = await self._client(server).room.list_rooms(livekit_api.ListRoomsRequest(names=[room]))
+            request = livekit_api.ListRoomsRequest(names=[room])
+            answer = await self._in_time(self._client(server).room.list_rooms(request))
         except (livekit_api.TwirpError, aiohttp.ClientError, TimeoutError) as error:
             raise _unavailable(server, error) from None
         for found in answer.rooms:
@@ -131,7 +137,7 @@ class LiveKitRooms:
     async def delete(self, server: LiveKitServer, room: str) -> bool:
         """See `Rooms.delete`."""
         try:
-            await self._client(server).room.delete_room(livekit_api.DeleteRoomRequest(room=room))
+            await self._in_time(self._client(server).room.delete_room(livekit_api.DeleteRoomRequest(room=room)))
         except livekit_api.TwirpError as error:
             if error.code == "not_found":
                 return False
@@ -142,7 +148,8 @@ class LiveKitRooms:
 
     async def _participants(self, server: LiveKitServer, room: str) -> Sequence[livekit_api.ParticipantInfo]:
         try:
-            answer = await self._client(server).room.list_participants(livekit_api.ListParticipantsRequest(room=room))
+            request = livekit_api.ListParticipantsRequest(room=room)
+            answer = await self._in_time(self._client(server).room.list_participants(request))
         except livekit_api.TwirpError as error:
             if error.code == "not_found":
                 return ()
@@ -150,6 +157,11 @@ class LiveKitRooms:
         except (aiohttp.ClientError, TimeoutError) as error:
             raise _unavailable(server, error) from None
         return tuple(answer.participants)
+
+    async def _in_time(self, request: Awaitable[T]) -> T:
+        # The library asks with a limit of its own, which is none: that of the session does not count for it.
+        async with asyncio.timeout(self._timeout_seconds):
+            return await request
 
     def _client(self, server: LiveKitServer) -> livekit_api.LiveKitAPI:
         return livekit_api.LiveKitAPI(

@@ -155,7 +155,7 @@ async def webhook(request: Request, services: Injected, authorization: Annotated
     # LiveKit sends it again.
     services.require_synced()
     verified = await services.inbound.verified(await request.body(), authorization.removeprefix("Bearer "))
-    return Heard(outcome=services.inbound.heard(verified))
+    return Heard(outcome=await services.inbound.heard(verified))
 
 
 def _require_agent_of(key: PoolKey, pool: str, agent_name: str) -> None:

@@ -10,6 +10,7 @@ from voicepool.gateway.assignments import Letter
 from voicepool.gateway.livekit import LiveKitServer
 from voicepool.gateway.tracing import Span
 from voicepool.gateway.view import PoolKey
+from voicepool.kube.api import KubeApiError
 from voicepool.model import PodFact
 
 
@@ -85,6 +86,13 @@ class Hold:
     """The assignment, where it was written while the bind was under way."""
     sent_until: datetime | None = None
     """The expiry of the last assignment that may have arrived; None: none was sent."""
+
+
+@dataclass(slots=True)
+class Trouble:
+    """What the API server last said instead of doing what a start needs; None where it does."""
+
+    last: KubeApiError | None = None
 
 
 def room_name(namespace: str, pool: str, session_id: str) -> str:

@@ -86,8 +86,14 @@ async def run_gateway(settings: GatewaySettings) -> None:
     ):
         server = _Server(http_config(services, settings))
         loop = asyncio.get_running_loop()
+
+        def stop(number: int) -> None:
+            # Streams go on for as long as their sessions; uvicorn would wait for them.
+            services.streams.stop()
+            server.handle_exit(number, None)
+
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, server.handle_exit, number, None)
+            loop.add_signal_handler(number, stop, number)
         await server.serve()
 
 
@@ -168,11 +174,13 @@ async def running(
 ) -> AsyncIterator[Services]:
     """The parts of a gateway with its informers running; on leaving, what runs in the background is finished or stopped."""
     loop = asyncio.get_running_loop()
+    identity = os.environ.get("HOSTNAME") or socket.gethostname()
     metrics = GatewayMetrics()
     view = ClusterView()
     allocator = Allocator(
         view,
         monotonic=loop.time,
+        identity=identity,
         on_waiters=lambda key, count: metrics.waiters.labels(*key).set(count),
         most_waiting=options.max_waiting,
     )
@@ -184,20 +192,17 @@ async def running(
     pods.handlers.append(changes.pod_changed)
     # Each pod is bound once: a kept connection would only be in the way.
     agents = make_agent_session()
-    livekit = aiohttp.ClientSession(
-        timeout=aiohttp.ClientTimeout(total=options.livekit_timeout_seconds), trust_env=False
-    )
+    livekit = aiohttp.ClientSession(trust_env=False)
     issuers = aiohttp.ClientSession(trust_env=False, cookie_jar=aiohttp.DummyCookieJar())
     others = aiohttp.ClientSession(trust_env=False)
     bots = make_route_session()
-    identity = os.environ.get("HOSTNAME") or socket.gethostname()
     tracing = tracing or make_tracing(os.environ, instance=identity)
     async with agents, livekit, issuers, others, bots, contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(tracing.close)
         servers = LiveKitServers(
             kube, settings.livekit_folder, monotonic=loop.time, cache_seconds=options.secret_cache_seconds
         )
-        rooms = rooms or LiveKitRooms(livekit)
+        rooms = rooms or LiveKitRooms(livekit, timeout_seconds=options.livekit_timeout_seconds)
         sessions = Sessions(
             kube=kube,
             view=view,

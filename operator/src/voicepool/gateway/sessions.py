@@ -49,7 +49,8 @@ from voicepool.gateway.errors import (
 from voicepool.gateway.livekit import LiveKitServer, LiveKitServers, Rooms
 from voicepool.gateway.metrics import GatewayMetrics
 from voicepool.gateway.options import GatewayOptions
-from voicepool.gateway.requests import Hold, Started, StartRequest, words
+from voicepool.gateway.patience import Patience
+from voicepool.gateway.requests import Hold, Started, StartRequest, Trouble, words
 from voicepool.gateway.view import ClusterView, PoolKey, is_live
 from voicepool.kube.api import PODS, Conflict, Json, KubeApi, KubeApiError, NotFound, pages
 from voicepool.model import LABEL_SESSION, PodFact, PoolFact
@@ -57,6 +58,8 @@ from voicepool.model import LABEL_SESSION, PodFact, PoolFact
 log = logging.getLogger("voicepool.gateway")
 
 _CANCEL_GRACE_SECONDS = 5
+_LONGEST_PAUSE = 8
+"""Of the pauses between two looks for the agent of a session that another gateway has bound, in pauses: about a second."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,9 +247,13 @@ class Sessions:
         return started
 
     def _rejected(self, request: StartRequest) -> None:
-        # An agent of any of them would have done, so he is demand for each.
-        for key in request.keys:
-            self.demand.rejected(key, request.session_id)
+        # One caller is demand for one agent: of the best pool that may have one more, else of the best.
+        def has_room(key: PoolKey) -> bool:
+            pool = self._view.pools.get(key)
+            return pool is not None and sum(is_live(pod) for pod in self._view.pods(key)) < pool.spec.max_pods
+
+        key = next((key for key in request.keys if has_room(key)), request.key)
+        self.demand.rejected(key, request.session_id)
 
     async def _attempts(self, flight: _Flight, began: float, hold: list[Hold]) -> Started:
         wanted = flight.request
@@ -254,6 +261,7 @@ class Sessions:
         pools = [offer.pool for offer in offers.values()]
         mine: set[str] = set()
         refusals: list[str] = []
+        trouble = Trouble()
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._options.start_deadline_seconds
         queued_seconds = 0.0
@@ -278,7 +286,7 @@ class Sessions:
                     raise asyncio.CancelledError
                 if wanted.keyed:
                     async with asyncio.timeout_at(deadline):
-                        known = await self._known(wanted, mine, offers)
+                        known = await self._known(wanted, mine, offers, trouble)
                     if known is not None:
                         return answer(known)
                 waited = loop.time()
@@ -298,13 +306,15 @@ class Sessions:
                 queued_seconds += loop.time() - waited
                 deadline += loop.time() - waited
                 async with asyncio.timeout_at(deadline):
-                    bound = await self._bind_with_room(candidate, pool, request, server, loop.time() - began, hold)
+                    bound = await self._bind_with_room(
+                        candidate, pool, request, server, loop.time() - began, hold, trouble
+                    )
                     if bound is None:
                         conflicts += 1
                         request.span.note(conflicts=conflicts)
                         continue
                     mine.add(bound.uid)
-                    if request.keyed and await self._rival(request, mine):
+                    if request.keyed and await self._rival(request, mine, trouble):
                         await self._yield(hold)
                         continue
                     since_bind = loop.time()
@@ -329,6 +339,12 @@ class Sessions:
                             retry_after_seconds=5,
                         )
         except TimeoutError:
+            if trouble.last is not None:
+                raise ClusterUnavailable(
+                    f"The Kubernetes API did not do what a session of {_named(wanted)} needs "
+                    f"within {self._options.start_deadline_seconds:g} s ({type(trouble.last).__name__}).",
+                    retry_after_seconds=2,
+                ) from None
             raise DeadlinePassed(
                 f"No agent of {_named(wanted)} took the session within {self._options.start_deadline_seconds:g} s.",
                 retry_after_seconds=2,
@@ -342,6 +358,7 @@ class Sessions:
         server: LiveKitServer,
         waited_seconds: float,
         hold: list[Hold],
+        trouble: Trouble,
     ) -> PodFact | None:
         """Bind the pod, and see to the room; None when the pod is lost.
 
@@ -356,10 +373,10 @@ class Sessions:
             except BaseException:
                 self._allocator.release(candidate)
                 raise
-            return await self._bind(candidate, pool, request, waited_seconds, hold)
+            return await self._bind(candidate, pool, request, waited_seconds, hold, trouble)
         preparing = asyncio.create_task(self._prepare(candidate, pool, request, server))
         try:
-            bound = await self._bind(candidate, pool, request, waited_seconds, hold)
+            bound = await self._bind(candidate, pool, request, waited_seconds, hold, trouble)
             letter = await preparing
         finally:
             preparing.cancel()
@@ -390,10 +407,16 @@ class Sessions:
             self._trusted_until[server] = asyncio.get_running_loop().time() + self._options.livekit_trusted_seconds
 
     async def _bind(
-        self, candidate: PodFact, pool: PoolFact, request: StartRequest, waited_seconds: float, hold: list[Hold]
+        self,
+        candidate: PodFact,
+        pool: PoolFact,
+        request: StartRequest,
+        waited_seconds: float,
+        hold: list[Hold],
+        trouble: Trouble,
     ) -> PodFact | None:
         with request.span.child("bind", pod=candidate.name) as step:
-            bound = await self._binder.bind(candidate, pool, request, request.room, waited_seconds, hold)
+            bound = await self._binder.bind(candidate, pool, request, request.room, waited_seconds, hold, trouble)
             step.note(outcome="conflict" if bound is None else "bound")
         return bound
 
@@ -443,20 +466,32 @@ class Sessions:
         Raises:
             ClusterUnavailable: the API server did not answer.
         """
-        found: list[PodFact] = []
-        selector = f"{LABEL_SESSION}={session_id}"
         try:
-            # From the API server's latest state, not from whatever its cache holds.
-            async for page in pages(self._kube, PODS, namespace, label_selector=selector):
-                found += [fact for item in page.get("items") or [] if (fact := self._pod_fact(item)) is not None]
+            return await self._list_carriers(namespace, session_id)
         except KubeApiError as error:
-            raise ClusterUnavailable(
-                f"The Kubernetes API did not list the session's pods in {namespace} ({type(error).__name__}).",
-                retry_after_seconds=2,
-            ) from None
+            raise _not_listed(namespace, error) from None
+
+    async def _list_carriers(self, namespace: str, session_id: str) -> list[PodFact]:
+        found: list[PodFact] = []
+        # From the API server's latest state, not from whatever its cache holds.
+        async for page in pages(self._kube, PODS, namespace, label_selector=f"{LABEL_SESSION}={session_id}"):
+            found += [fact for item in page.get("items") or [] if (fact := self._pod_fact(item)) is not None]
         return found
 
-    async def _rival(self, request: StartRequest, mine: Collection[str]) -> bool:
+    async def _carriers_in_the_end(self, request: StartRequest, trouble: Trouble) -> list[PodFact]:
+        """As `carriers`, but for as long as the caller has time."""
+        patience = Patience(trouble, self._pause)
+        while True:
+            try:
+                found = await self._list_carriers(request.namespace, request.session_id)
+            except KubeApiError as error:
+                if not await patience.wait(error):
+                    raise _not_listed(request.namespace, error) from None
+            else:
+                patience.over()
+                return found
+
+    async def _rival(self, request: StartRequest, mine: Collection[str], trouble: Trouble) -> bool:
         """Whether another pod carries this session, seen after our own bind.
 
         Two gateways that start one session each write (bind) and then read (a consistent list). Writes and such reads are in one order on the API
@@ -469,7 +504,7 @@ class Sessions:
         """
         return any(
             pod.uid not in mine and (is_live(pod) or not pod.deleting)
-            for pod in await self.carriers(request.namespace, request.session_id)
+            for pod in await self._carriers_in_the_end(request, trouble)
         )
 
     async def _yield(self, hold: list[Hold]) -> None:
@@ -481,7 +516,9 @@ class Sessions:
         self._binder.gave_up(held.pod, request, "yielded" if deleted else "left")
         await self._pause()
 
-    async def _known(self, request: StartRequest, mine: set[str], pools: Container[str]) -> PodFact | None:
+    async def _known(
+        self, request: StartRequest, mine: set[str], pools: Container[str], trouble: Trouble
+    ) -> PodFact | None:
         """The pod whose agent has this session already; None when there is none and a new one may be bound.
 
         Waits while another gateway is about to deliver. A pod whose gateway died between bind and delivery is deleted once that gateway's own
@@ -491,11 +528,13 @@ class Sessions:
             SessionEnded: it had its agent and is over.
             SessionElsewhere: a pool has it that is none of these.
         """
+        looks = 0
         while True:
+            looks += 1
             # One that has ended and is being deleted is what is left of a bind that was undone, or soon not there at all.
             pods = [
                 pod
-                for pod in await self.carriers(request.namespace, request.session_id)
+                for pod in await self._carriers_in_the_end(request, trouble)
                 if pod.uid not in mine and (is_live(pod) or not pod.deleting)
             ]
             if not pods:
@@ -521,7 +560,8 @@ class Sessions:
                 if await self._binder.delete_undelivered(pod, request):
                     mine.add(pod.uid)
                     self._binder.gave_up(pod, request.of(pod.pool), "deleted")
-            await self._pause()
+            # Another gateway delivers within moments, or it is gone: then hundreds may wait here until it certainly is.
+            await self._pause(times=min(looks, _LONGEST_PAUSE))
 
     def _undelivered(self, live: Sequence[PodFact], statuses: Sequence[AgentStatus | None]) -> Iterator[PodFact]:
         """The pods that another gateway bound and will never deliver to: their agents are parked, and no assignment for them can be good."""
@@ -617,8 +657,15 @@ class Sessions:
         """Wait until nothing runs in the background."""
         await self._background.settled()
 
-    async def _pause(self) -> None:
-        await asyncio.sleep(0.05 + 0.2 * self._jitter())
+    async def _pause(self, times: int = 1) -> None:
+        await asyncio.sleep((0.05 + 0.2 * self._jitter()) * times)
+
+
+def _not_listed(namespace: str, error: KubeApiError) -> ClusterUnavailable:
+    return ClusterUnavailable(
+        f"The Kubernetes API did not list the session's pods in {namespace} ({type(error).__name__}).",
+        retry_after_seconds=2,
+    )
 
 
 def _named(request: StartRequest) -> str:

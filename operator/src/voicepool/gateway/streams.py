@@ -1,8 +1,8 @@
 """Streams of server-sent events that stay open for as long as there is news.
 
 Invariants: nothing is kept for a client that reads slowly: the source is asked for the next event when the last one has gone out, and a client that takes
-nothing for :attr:`~voicepool.gateway.options.GatewayOptions.stream_stalled_seconds` loses its stream; a client that hangs up ends the source at once; one
-gateway has a limited number of streams, so that they can never take what starts need.
+nothing for :attr:`~voicepool.gateway.options.GatewayOptions.stream_stalled_seconds` loses its stream; a client that hangs up ends the source at once; the
+gateway's own end waits for no stream; one gateway has a limited number of streams, so that they can never take what starts need.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack
+from typing import Any
 
 from fastapi.sse import EventSourceResponse, format_sse_event
 from pydantic import BaseModel
@@ -40,6 +41,11 @@ class Streams:
     def __init__(self, options: GatewayOptions) -> None:
         self._options = options
         self._open = 0
+        self._stopped = asyncio.Event()
+
+    def stop(self) -> None:
+        """End all streams, and those to come: the gateway ends. Their clients come back, to another one."""
+        self._stopped.set()
 
     def enter(self, stack: AsyncExitStack) -> None:
         """Take a place for one more stream; it is given back when the stack is closed.
@@ -57,7 +63,7 @@ class Streams:
 
     def response(self, events: AsyncGenerator[bytes], stack: AsyncExitStack) -> EventStream:
         """An answer that sends the events as they come; at its end, whatever that is, the source and the stack are closed."""
-        return EventStream(events, stack, self._options)
+        return EventStream(events, stack, self._options, self._stopped)
 
     def _leave(self) -> None:
         self._open -= 1
@@ -66,8 +72,10 @@ class Streams:
 class EventStream(EventSourceResponse):
     """See :meth:`Streams.response`."""
 
-    def __init__(self, events: AsyncGenerator[bytes], stack: AsyncExitStack, options: GatewayOptions) -> None:
-        self._source = with_heartbeats(events, options.heartbeat_seconds)
+    def __init__(
+        self, events: AsyncGenerator[bytes], stack: AsyncExitStack, options: GatewayOptions, stopped: asyncio.Event
+    ) -> None:
+        self._source = with_heartbeats(events, options.heartbeat_seconds, stopped)
         self._stack = stack
         self._stalled_seconds = options.stream_stalled_seconds
         # The second header is nginx's: what it buffers comes late.
@@ -89,14 +97,20 @@ class EventStream(EventSourceResponse):
             await self._stack.aclose()
 
 
-async def with_heartbeats(events: AsyncGenerator[bytes], seconds: float) -> AsyncGenerator[bytes]:
-    """The events, and a comment whenever nothing came for so long."""
+async def with_heartbeats(
+    events: AsyncGenerator[bytes], seconds: float, stopped: asyncio.Event
+) -> AsyncGenerator[bytes]:
+    """The events, and a comment whenever nothing came for so long; until there are no more, or it is stopped."""
     waiting: asyncio.Future[bytes] | None = None
+    stopping = asyncio.ensure_future(stopped.wait())
     try:
         while True:
             waiting = waiting or asyncio.ensure_future(anext(events))
-            done, _ = await asyncio.wait({waiting}, timeout=seconds)
-            if not done:
+            either: set[asyncio.Future[Any]] = {waiting, stopping}
+            await asyncio.wait(either, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            if stopping.done():
+                return
+            if not waiting.done():
                 yield HEARTBEAT
                 continue
             try:
@@ -106,6 +120,7 @@ async def with_heartbeats(events: AsyncGenerator[bytes], seconds: float) -> Asyn
             waiting = None
             yield part
     finally:
+        stopping.cancel()
         if waiting is not None:
             waiting.cancel()
             await asyncio.wait({waiting})

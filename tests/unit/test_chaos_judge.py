@@ -217,6 +217,14 @@ def test_a_pod_that_was_not_ready(log: Log) -> None:
     assert kinds(log.verdict(a="s1")) == [FaultKind.NOT_READY]
 
 
+def test_that_a_pod_became_ready_is_seen_by_its_bind_where_the_log_has_lost_it(log: Log) -> None:
+    log.create("a")
+    log.pods["a"]["status"] = {"phase": "Running", "containerStatuses": [{"name": "agent", "ready": True}]}
+    log.bind("a", "s1")
+    log.status("a", ready=False, phase="Succeeded")
+    assert log.verdict(a="s1").faults == ()
+
+
 @pytest.mark.parametrize("request_", [{}, {"preconditions": {"uid": "a"}}, {"preconditions": {"resourceVersion": "1"}}])
 def test_a_delete_without_both_preconditions(log: Log, request_: Json) -> None:
     log.create("a")

@@ -308,14 +308,14 @@ class _Court:
             )
 
     def _changed(self, life: _Life, write: Write, seen: PodSeen) -> None:
-        before = life.seen
         if write.is_bind:
             life.binds += 1
             if life.binds > 1:
                 self._fault(FaultKind.DOUBLE_BIND, f"{write.actor} bound {life.name} to {seen.session} after a bind")
         if seen.bound and not life.bound_at:
             life.bound_at, life.bound_by, life.session = write.version, write.actor, seen.session or ""
-            if write.is_bind and before is not None and (not before.ready or before.dying or before.finished):
+            # By the answer, which has the status that the bind met: what was written before it the API server may have taken with it when it was killed.
+            if write.is_bind and (not seen.ready or seen.dying or seen.finished):
                 self._fault(
                     FaultKind.NOT_READY, f"{write.actor} bound {life.name} to {seen.session} while it was not Ready"
                 )

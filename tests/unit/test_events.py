@@ -80,7 +80,7 @@ class TestHappenings:
         assert kinds(bound(0), ended(0, 0, message=whole[:1024])) == [(Kind.SESSION_ENDED, "livekit-lost")]
 
     @pytest.mark.parametrize(
-        "message", [None, "", "not JSON", "[]", "{}", '{"reason":7}', '{"reason":"something new"}']
+        "message", [None, "", "not JSON", "[]", "[" * 2000, "{}", '{"reason":7}', '{"reason":"something new"}']
     )
     def test_a_reason_that_nobody_knows_is_other(self, message: str | None) -> None:
         assert kinds(bound(0), ended(0, 0, message=message)) == [(Kind.SESSION_ENDED, "other")]

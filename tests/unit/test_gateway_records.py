@@ -36,3 +36,25 @@ def test_a_session_without_a_summary_was_dropped_and_says_why(changes: dict[str,
     record = session_record(ended(0, 5, phase="Failed", **changes))
     assert (record.state, record.completion_status, record.reason) == ("ended", "dropped", reason)
     assert record.summary is None
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        '{"reason": "\\ud800"}',
+        '{"turns": NaN}',
+        '{"a":' * 300 + "1" + "}" * 300,
+        '{"a":' * 700 + "1" + "}" * 700,
+        "[" * 2000,
+        "[1]",
+        "killed",
+    ],
+)
+def test_what_is_no_summary_is_kept_as_words_and_spoils_no_list(message: str) -> None:
+    record = session_record(ended(0, 5, message=message))
+    assert json.loads(record.model_dump_json(by_alias=True))["summary"] == {"reason": message}
+
+
+def test_a_summary_of_many_levels_can_be_written() -> None:
+    record = session_record(ended(0, 5, message='{"a":' * 150 + "1" + "}" * 150))
+    assert json.loads(record.model_dump_json(by_alias=True))["summary"] is not None

@@ -560,7 +560,16 @@ async def test_what_is_no_stream_of_the_session_api_is_not_followed(here: Here, 
 
 
 @pytest.mark.parametrize(
-    "url", ["voice.example.com", "ftp://voice.example.com", "https://", "http://h:port", "https://h/?pool=x", ""]
+    "url",
+    [
+        "voice.example.com",
+        "ftp://voice.example.com",
+        "https://",
+        "http://h:port",
+        "https://h/?pool=x",
+        "https://ada:hush@h",
+        "",
+    ],
 )
 def test_what_is_no_address_is_refused_at_once(url: str) -> None:
     with pytest.raises(ValueError, match="like https://"):

@@ -69,7 +69,7 @@ async def ask(
             if answer.status != 200:
                 return None
             words: Any = json.loads(await answer.content.read(64 * 1024))
-    except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
+    except (aiohttp.ClientError, TimeoutError, OSError, ValueError, RecursionError):
         return None
     if not isinstance(words, dict) or words.get("pod_uid") != pod.uid:
         return None

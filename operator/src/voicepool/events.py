@@ -123,7 +123,7 @@ def _summary_reason(message: str | None) -> str | None:
     """The reason in the agent's summary; None where the message is none."""
     try:
         summary = json.loads(message or "")
-    except ValueError:
+    except (ValueError, RecursionError):
         return _reason_of_cut_summary(message or "")
     reason = summary.get("reason") if isinstance(summary, dict) else None
     return reason if isinstance(reason, str) else None

@@ -143,7 +143,7 @@ def headers_of(message: Message, keys: Iterable[bytes], now: datetime) -> dict[s
 def _summary(message: str | None) -> dict[str, Any] | None:
     try:
         summary = json.loads(message or "")
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return summary if isinstance(summary, dict) else None
 

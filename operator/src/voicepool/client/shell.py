@@ -50,7 +50,9 @@ class Shell:
 
     def __init__(self, url: str, *, api_key: ApiKey, timeout_seconds: float, retry: bool) -> None:
         if not _is_address(url):
-            raise ValueError(f"The gateway's address is like https://voice.example.com, not {url!r}.")
+            raise ValueError(
+                "The gateway's address is like https://voice.example.com, with a path or without, and nothing else."
+            )
         if api_key is not None and not callable(api_key) and not api_key.strip():
             raise ValueError("api_key is empty; None is for a gateway that asks for none.")
         self.url = url.rstrip("/")
@@ -176,7 +178,9 @@ def _is_address(url: str) -> bool:
         parts = httpx2.URL(url)
     except httpx2.InvalidURL:
         return False
-    return parts.scheme in ("http", "https") and bool(parts.host) and not parts.query and not parts.fragment
+    return (
+        parts.scheme in ("http", "https") and bool(parts.host) and not (parts.userinfo or parts.query or parts.fragment)
+    )
 
 
 def _seconds(header: str | None) -> float | None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from typing import Any
+
+from pydantic_core import from_json
 
 from voicepool.agents import AgentStatus
 from voicepool.binding import is_candidate
@@ -102,7 +103,8 @@ def _summary(message: str | None) -> dict[str, Any] | None:
     if not message:
         return None
     try:
-        summary = json.loads(message)
+        # Refuses what could not be written down again: half a character, numbers that are none, hundreds of levels.
+        summary = from_json(message, allow_inf_nan=False)
     except ValueError:
         return {"reason": message}
     return summary if isinstance(summary, dict) else {"reason": message}

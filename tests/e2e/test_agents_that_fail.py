@@ -50,6 +50,9 @@ async def cause(deployment: Deployment, make_pool: MakePool, failure: BuildFailu
 
     def logged() -> tuple[Json, list[str]] | None:
         for pod in deployment.pods_of(pool):
+            (agent,) = pod["status"].get("containerStatuses") or ({"state": {}},)
+            if failure.reason == "AgentFailed" and "terminated" not in agent["state"]:
+                continue
             try:
                 lines = kubectl("logs", pod["metadata"]["name"]).splitlines()
             except ClusterError:

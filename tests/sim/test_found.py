@@ -32,8 +32,8 @@ async def a_bind_of_another_gateway(world: World) -> None:
     world.start_session("mine", keyed=True, gateway="gateway-a", stays=True)
     await world.until(lambda: not world.turns)
     world.start_session("mine", keyed=True, gateway="gateway-b", stays=True)
-    # Whatever a does next about the session, it cannot know it, and tells its caller so.
-    world.at_next_call("gateway-a", "list", Fate.FAILED_BEFORE, about="session=mine")
+    # Whatever a does next about the session, it cannot know it, and tells its caller so: a list that comes to nothing, and that asking again does not mend.
+    world.at_next_call("gateway-a", "list", Fate.EXPIRED, about="session=mine")
     await asyncio.sleep(10.0)
     bound_by = {pod["metadata"]["annotations"].get(ANNOTATION_BOUND_BY) for pod in world.server.all(PODS)}
     if "gateway-b" not in bound_by or world.turns:

@@ -12,7 +12,7 @@ from typing import Any
 import jwt
 import pytest
 from tests.unit.facts import pool
-from tests.unit.fakes import NAMESPACE, POOL, Agents, FakeKube, FakeRooms, pod_status
+from tests.unit.fakes import NAMESPACE, POOL, Agents, FakeKube, FakeRooms, pod_status, secret_object
 from tests.unit.gateways import API_KEY, AUTHORIZED, LIVEKIT_SECRET, Gateway, World, until, world, write_files
 from tests.unit.virtual_time import in_virtual_time
 
@@ -22,7 +22,7 @@ from voicepool.gateway import patience
 from voicepool.gateway.errors import NoWarmAgent
 from voicepool.gateway.livekit import LiveKitServers
 from voicepool.gateway.requests import StartRequest
-from voicepool.kube.api import PODS, POOLS, Forbidden, KubeApiError, ServerFault, TooManyRequests, Unreachable
+from voicepool.kube.api import PODS, POOLS, SECRETS, Forbidden, KubeApiError, ServerFault, TooManyRequests, Unreachable
 
 LABEL = "voicepool.dev/session"
 
@@ -420,6 +420,21 @@ async def test_a_pool_whose_livekit_secret_is_missing_says_so(here: World) -> No
     answer = await (await here.gateway()).start()
     assert (answer.status_code, answer.json()["code"]) == (503, "LIVEKIT_NOT_CONFIGURED")
     assert "calls/nowhere" in answer.json()["detail"]
+
+
+async def test_a_livekit_secret_that_cannot_be_read_for_a_moment_is_used_as_it_was(here: World) -> None:
+    here.pool(livekit={"secretName": "own"})
+    here.kube.put(SECRETS, secret_object("own", url="ws://own.example:7880", api_key="own", api_secret=LIVEKIT_SECRET))
+    here.pods(2)
+    gateway = await here.gateway(secret_cache_seconds=0.0)
+    here.kube.before["get"] = [Unreachable("refused")]
+    answer = await gateway.start()
+    assert (answer.status_code, answer.json()["code"]) == (503, "CLUSTER_UNAVAILABLE")
+    assert int(answer.headers["Retry-After"]) == 2
+    assert (await gateway.start()).status_code == 200
+    here.kube.before["get"] = [Unreachable("refused")]
+    assert (await gateway.start()).status_code == 200
+    assert not here.kube.before["get"]
 
 
 async def test_a_cold_start_makes_one_pod_for_this_caller_and_says_so(here: World) -> None:

@@ -23,7 +23,16 @@ import jwt
 from livekit import api as livekit_api
 
 from voicepool.gateway.errors import LiveKitUnavailable
-from voicepool.kube.api import SECRETS, Json, KubeApi, KubeApiError, NotFound
+from voicepool.kube.api import (
+    SECRETS,
+    Json,
+    KubeApi,
+    KubeApiError,
+    NotFound,
+    ServerFault,
+    TooManyRequests,
+    Unreachable,
+)
 from voicepool.model import PoolFact
 
 T = TypeVar("T")
@@ -213,6 +222,7 @@ class LiveKitServers:
             raise LiveKitUnavailable(
                 f"The {place} lacks {', '.join(missing)}; the pool {pool.namespace}/{pool.name} has no LiveKit server.",
                 code="LIVEKIT_NOT_CONFIGURED",
+                retry_after_seconds=_UNREADABLE_SECONDS,
             )
         return LiveKitServer(
             url=values["url"],
@@ -271,12 +281,24 @@ class LiveKitServers:
             raise LiveKitUnavailable(
                 f"The Secret {pool.namespace}/{name}, which spec.livekit.secretName of the pool {pool.name} names, does not exist.",
                 code="LIVEKIT_NOT_CONFIGURED",
+                retry_after_seconds=_UNREADABLE_SECONDS,
+            ) from None
+        except (Unreachable, ServerFault, TooManyRequests) as error:
+            if known is not None:
+                # What was true a moment ago is better than nothing.
+                return known[1]
+            raise LiveKitUnavailable(
+                f"The Secret {pool.namespace}/{name} of the pool {pool.name} cannot be read now: "
+                f"the Kubernetes API does not answer as it should ({type(error).__name__}).",
+                code="CLUSTER_UNAVAILABLE",
+                retry_after_seconds=2,
             ) from None
         except KubeApiError as error:
             raise LiveKitUnavailable(
                 f"The Secret {pool.namespace}/{name} of the pool {pool.name} cannot be read ({type(error).__name__}); "
                 "may the gateway's account get it?",
                 code="LIVEKIT_NOT_CONFIGURED",
+                retry_after_seconds=_UNREADABLE_SECONDS,
             ) from None
         values = _decoded(secret)
         self._secrets[key] = (self._monotonic() + self._cache_seconds, values)

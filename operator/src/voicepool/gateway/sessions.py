@@ -455,7 +455,11 @@ class Sessions:
                 problems.append(problem)
         if not offers:
             first = problems[0]
-            raise type(first)(" ".join(problem.detail for problem in problems), code=first.code)
+            raise type(first)(
+                " ".join(problem.detail for problem in problems),
+                code=first.code,
+                retry_after_seconds=first.retry_after_seconds,
+            )
         return offers
 
     # -- the same session, elsewhere -----------------------------------------------------------------------------------------------

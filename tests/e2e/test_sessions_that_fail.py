@@ -31,6 +31,8 @@ from tests.e2e.failures import KILLED, LIVEKIT_LOST, SESSION_FAILURES, SessionFa
 from tests.e2e.pools import REFERENCE, MakePool, away, kill, light, pools, processes_in, until
 from tests.e2e.providers import Fault, Providers
 
+from voicepool.session_api import SessionRecord
+
 pytestmark = pytest.mark.cluster
 
 START_SECONDS = 150.0
@@ -51,7 +53,7 @@ class Ended:
         log: of the pod.
     """
 
-    record: Json
+    record: SessionRecord
     pod: Json
     pool: Json
     described_pod: str
@@ -96,7 +98,7 @@ async def ended(deployment: Deployment, pool: str, session: str) -> Ended:
     """Wait until a session has ended and the operator has counted it, and look."""
     kubectl = deployment.cluster.kubectl
     async with asyncio.timeout(END_SECONDS):
-        while (record := await deployment.session(pool, session))["completionStatus"] is None:  # noqa: ASYNC110 - a caller polls as well
+        while (record := await deployment.session(pool, session)).completion_status is None:  # noqa: ASYNC110 - a caller polls as well
             await asyncio.sleep(0.5)
 
     def counted() -> Json | None:
@@ -106,10 +108,10 @@ async def ended(deployment: Deployment, pool: str, session: str) -> Ended:
 
     def described() -> str | None:
         found = kubectl("describe", "vpool", pool)
-        return found if record["completionStatus"] != "dropped" or "SessionDropped" in found else None
+        return found if record.completion_status != "dropped" or "SessionDropped" in found else None
 
     seen = await until(f"the operator to count the session of {pool}", counted)
-    pod = record["agent"]["pod"]
+    pod = record.agent.pod
     return Ended(
         record=record,
         pod=await asyncio.to_thread(deployment.get, "pod", pod),
@@ -123,7 +125,7 @@ async def ended(deployment: Deployment, pool: str, session: str) -> Ended:
 def assert_says_why(seen: Ended, failure: SessionFailure) -> None:
     """Wherever one looks, it says why the session ended."""
     record, counts = seen.record, seen.pool["status"]["sessions"]
-    assert (record["state"], record["completionStatus"], record["reason"]) == (
+    assert (record.state, record.completion_status, record.reason) == (
         "ended",
         failure.completion,
         failure.reason,
@@ -140,14 +142,14 @@ def assert_says_why(seen: Ended, failure: SessionFailure) -> None:
     )
     one_line = " ".join(seen.described_pool.split())
     if failure.dropped:
-        assert record["summary"] is None
+        assert record.summary is None
         assert says(failure.error, one_line)
-        assert f"Session {record['sessionId']} was dropped with pod {record['agent']['pod']} " in one_line
+        assert f"Session {record.session_id} was dropped with pod {record.agent.pod} " in one_line
         return
     assert "SessionDropped" not in one_line
     summary = json.loads(process["message"])
-    assert (summary["session"], summary["reason"]) == (record["sessionId"], failure.reason)
-    assert record["summary"] == summary
+    assert (summary["session"], summary["reason"]) == (record.session_id, failure.reason)
+    assert record.summary == summary
     assert f'"reason":"{failure.reason}"' in seen.described_pod
     assert summary["errors"] == [] if not failure.error else any(says(failure.error, one) for one in summary["errors"])
 
@@ -289,7 +291,7 @@ async def it_is_killed_in_its_goodbye(stage: Stage, pool: str) -> Ended:
         ):
             assert answer.status == 200
         async with asyncio.timeout(30):
-            while (await deployment.session(pool, session))["state"] != "ending":  # noqa: ASYNC110 - a caller polls as well
+            while (await deployment.session(pool, session)).state != "ending":  # noqa: ASYNC110 - a caller polls as well
                 await asyncio.sleep(0.05)
         await kill_agent(deployment, session)
         return await stage.ended(pool, session)
@@ -375,11 +377,11 @@ async def test_a_session_whose_agent_is_killed_is_dropped_and_says_why(
     async with call(deployment, pool) as conversation:
         session = conversation.session.session_id
         await conversation.listen()
-        assert (await deployment.session(pool, session))["state"] in ("accepted", "joined")
+        assert (await deployment.session(pool, session)).state in ("accepted", "joined")
         await kill_agent(deployment, session)
         began = time.monotonic()
         async with asyncio.timeout(60):
-            while (await deployment.session(pool, session))["completionStatus"] is None:  # noqa: ASYNC110 - a caller polls as well
+            while (await deployment.session(pool, session)).completion_status is None:  # noqa: ASYNC110 - a caller polls as well
                 await asyncio.sleep(0.05)
         print(f"dropped, seen at the gateway after {time.monotonic() - began:.2f} s")
         assert_says_why(await ended(deployment, pool, session), KILLED)
@@ -401,11 +403,11 @@ async def test_a_call_goes_on_when_livekit_restarts_and_ends_when_it_stays_away_
         await until(
             "the agent to be in the room again", lambda: "reconnected to LiveKit" in log_of(deployment, session)
         )
-        assert (await deployment.session(pool, session))["state"] == "joined"
+        assert (await deployment.session(pool, session)).state == "joined"
         async with away(deployment, LIVEKIT, LIVEKIT_NAMESPACE, b"livekit"):
             refused = await deployment.start(pool)
             assert (refused.status, refused.code) == (503, "LIVEKIT_UNAVAILABLE")
-            assert refused.retry_after is not None
+            assert refused.retry_after_seconds is not None
             seen = await ended(deployment, pool, session)
     assert_says_why(seen, LIVEKIT_LOST)
     await asyncio.to_thread(deployment.wait_until_ready, pool)

@@ -404,16 +404,17 @@ async def test_a_call_ends_when_its_livekit_server_is_killed_and_no_other_begins
     deployment: Deployment, make_pool: MakePool
 ) -> None:
     pool = await make_pool(LIVEKIT_LOST.pool, light("quiet.py"))
+    other = await make_pool("livekit-away", light("quiet.py"))
 
     async with call(deployment, pool) as conversation:
         session = conversation.session.session_id
         await conversation.caller.wait_until_listened_to()
         async with away(deployment, LIVEKIT, LIVEKIT_NAMESPACE, b"livekit"):
-            refused = await deployment.start(pool)
+            refused = await deployment.start(other)
             assert (refused.status, refused.code) == (503, "LIVEKIT_UNAVAILABLE")
             assert refused.retry_after is not None
             seen = await ended(deployment, pool, session)
     assert_says_why(seen, LIVEKIT_LOST)
-    await asyncio.to_thread(deployment.wait_until_ready, pool)
-    async with call(deployment, pool) as conversation:
+    await asyncio.to_thread(deployment.wait_until_ready, other)
+    async with call(deployment, other) as conversation:
         await conversation.caller.wait_until_listened_to()

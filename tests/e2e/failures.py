@@ -59,9 +59,9 @@ BUILD_FAILURES = (
     BuildFailure(
         "holds-up",
         "the bot blocks the event loop",
-        "the bot /bots/holds_up.py has held up the event loop for 5 s in line 10 of holds_up.py;"
+        "the bot /bots/holds_up.py has held up the event loop for 15 s in line 10 of holds_up.py;"
         " await there, or put it into asyncio.to_thread()",
-        light("holds_up.py", VOICEPOOL_STARTUP_BLOCKED_TIMEOUT_SECONDS="5"),
+        light("holds_up.py", VOICEPOOL_STARTUP_BLOCKED_TIMEOUT_SECONDS="15"),
     ),
     BuildFailure(
         "no-file",

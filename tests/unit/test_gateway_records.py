@@ -24,6 +24,16 @@ def test_a_session_that_ended_says_why_in_its_agents_words() -> None:
     assert record.summary == json.loads(SUMMARY)
 
 
+@pytest.mark.parametrize(("exit_code", "completion"), [(0, "completed"), (137, "failed")])
+@pytest.mark.parametrize("phase", ["Running", "the last one"])
+def test_how_a_session_ended_is_known_as_soon_as_its_process_has_ended(
+    exit_code: int, completion: str, phase: str
+) -> None:
+    phase = phase if phase == "Running" else "Failed" if exit_code else "Succeeded"
+    record = session_record(ended(0, 5, phase=phase, exit_code=exit_code, message=SUMMARY))
+    assert (record["state"], record["completionStatus"], record["reason"]) == ("ended", completion, "idle")
+
+
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [

@@ -95,7 +95,9 @@ def health(view: ClusterView, keys: Iterable[PoolKey]) -> dict[str, Any]:
 def _completion(pod: PodFact, end: Happening | None) -> str:
     if end is not None and end.kind is Kind.SESSION_DROPPED:
         return "dropped"
-    return "completed" if pod.phase == "Succeeded" else "failed"
+    # The kubelet tells of the process's end some time before it tells of the pod's.
+    succeeded = pod.phase == "Succeeded" if pod.exit_code is None else pod.exit_code == 0
+    return "completed" if succeeded else "failed"
 
 
 def _summary(message: str | None) -> dict[str, Any] | None:

@@ -15,13 +15,13 @@ SUMMARY = json.dumps({"session": "session-0", "reason": "idle", "errors": ["x" *
 
 def test_a_session_that_goes_on_has_no_end() -> None:
     record = session_record(bound(0))
-    assert (record["state"], record["completionStatus"], record["reason"]) == ("bound", None, None)
+    assert (record.state, record.completionStatus, record.reason) == ("bound", None, None)
 
 
 def test_a_session_that_ended_says_why_in_its_agents_words() -> None:
     record = session_record(ended(0, 5, message=SUMMARY))
-    assert (record["state"], record["completionStatus"], record["reason"]) == ("ended", "completed", "idle")
-    assert record["summary"] == json.loads(SUMMARY)
+    assert (record.state, record.completionStatus, record.reason) == ("ended", "completed", "idle")
+    assert record.summary == json.loads(SUMMARY)
 
 
 @pytest.mark.parametrize(
@@ -34,5 +34,5 @@ def test_a_session_that_ended_says_why_in_its_agents_words() -> None:
 )
 def test_a_session_without_a_summary_was_dropped_and_says_why(changes: dict[str, Any], reason: str) -> None:
     record = session_record(ended(0, 5, phase="Failed", **changes))
-    assert (record["state"], record["completionStatus"], record["reason"]) == ("ended", "dropped", reason)
-    assert record["summary"] is None
+    assert (record.state, record.completionStatus, record.reason) == ("ended", "dropped", reason)
+    assert record.summary is None

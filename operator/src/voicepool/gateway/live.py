@@ -12,18 +12,19 @@ from voicepool.binding import is_candidate
 from voicepool.events import Kind, happenings
 from voicepool.gateway.changes import Change, Follower
 from voicepool.gateway.options import GatewayOptions
-from voicepool.gateway.records import session_record, session_state
+from voicepool.gateway.records import SessionRecord, session_record, session_state
 from voicepool.gateway.view import PoolKey
 from voicepool.model import BindState, PodFact
 
 COUNTS_INTERVAL_SECONDS = 1.0
 
 _ORDER = ("bound", "accepted", "joined", "ending", "ended")
-_TOLD: Mapping[Kind, str] = {
+TOLD: Mapping[Kind, str] = {
     Kind.SESSION_STARTED: "session.started",
     Kind.SESSION_ENDED: "session.ended",
     Kind.SESSION_DROPPED: "session.dropped",
 }
+"""What the events of a pool are called."""
 
 AskAgent = Callable[[PodFact, float], Awaitable[AgentStatus | None]]
 """Asks an agent what it does; waits for so many seconds until it has joined."""
@@ -31,7 +32,7 @@ AskAgent = Callable[[PodFact, float], Awaitable[AgentStatus | None]]
 
 async def states(
     pod: PodFact, follower: Follower, ask: AskAgent, options: GatewayOptions
-) -> AsyncGenerator[dict[str, Any]]:
+) -> AsyncGenerator[SessionRecord]:
     """A session's record whenever its state goes on: bound, accepted, joined, ending, ended. Over after the last one.
 
     A state that passes between two looks may be left out; none comes twice, and none after a later one.
@@ -84,9 +85,9 @@ async def _ask_later(pod: PodFact, state: str, ask: AskAgent, options: GatewayOp
     return await ask(pod, 0.0)
 
 
-def _vanished(pod: PodFact) -> dict[str, Any]:
+def _vanished(pod: PodFact) -> SessionRecord:
     record = session_record(dataclasses.replace(pod, phase="Failed"))
-    return record | {"completionStatus": "dropped", "endState": "agent_error", "reason": "deleted"}
+    return record.model_copy(update={"completionStatus": "dropped", "endState": "agent_error", "reason": "deleted"})
 
 
 async def pool_news(
@@ -115,9 +116,10 @@ async def pool_news(
             continue
         due_at = due_at or loop.time() + COUNTS_INTERVAL_SECONDS
         for happening in happenings(old, new):
-            if happening.kind in _TOLD:
+            if happening.kind in TOLD:
                 gone = happening.kind is Kind.SESSION_DROPPED and new is None
-                yield _TOLD[happening.kind], _vanished(happening.pod) if gone else session_record(happening.pod)
+                record = _vanished(happening.pod) if gone else session_record(happening.pod)
+                yield TOLD[happening.kind], record.model_dump()
 
 
 def _counts(key: PoolKey, pods: Iterable[PodFact]) -> dict[str, Any]:

@@ -6,11 +6,85 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict
+
 from voicepool.agents import AgentStatus
 from voicepool.binding import is_candidate, timestamp
 from voicepool.events import OTHER, Happening, Kind, end_of_session
 from voicepool.gateway.view import ClusterView, PoolKey, is_live
 from voicepool.model import BindState, PodFact
+
+
+class _Answer(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class AgentOfSession(_Answer):
+    """Who carries a session."""
+
+    pod: str
+    node: str | None
+    template: str | None
+    """The hash of the pool's template from which it was made."""
+
+
+class SessionRecord(_Answer):
+    """One session, in Pipecat Cloud's words where it has some."""
+
+    sessionId: str | None  # noqa: N815 -- the wire's spelling
+    namespace: str
+    pool: str
+    state: str
+    """bound, accepted, joined, ending or ended."""
+    roomName: str | None  # noqa: N815 -- the wire's spelling
+    createdAt: str | None  # noqa: N815 -- the wire's spelling
+    endedAt: str | None  # noqa: N815 -- the wire's spelling
+    coldStart: bool  # noqa: N815 -- the wire's spelling
+    botStartSeconds: float | None  # noqa: N815 -- the wire's spelling
+    """How long its caller waited for the bind."""
+    deploymentId: str | None  # noqa: N815 -- the wire's spelling
+    endState: str  # noqa: N815 -- the wire's spelling
+    completionStatus: str | None  # noqa: N815 -- the wire's spelling
+    """completed, failed or dropped; null while it goes on."""
+    reason: str | None
+    agent: AgentOfSession
+    summary: dict[str, Any] | None
+    """Its agent's, when it has ended."""
+
+
+class HealthSessions(_Answer):
+    """Counts of pods, in the first system's words."""
+
+    ready: int
+    """Bound."""
+    starting: int
+    pool: int
+    """Warm."""
+
+
+class HealthStats(_Answer):
+    """What this gateway has seen since it began."""
+
+    totalSpawned: int  # noqa: N815 -- the wire's spelling
+    totalAssigned: int  # noqa: N815 -- the wire's spelling
+
+
+class HealthCapacity(_Answer):
+    """Live pods, and how many there may be."""
+
+    current: int
+    max: int
+    available: int
+
+
+class Health(_Answer):
+    """Counts of all pools in the first system's shape."""
+
+    success: bool = True
+    status: str = "healthy"
+    sessions: HealthSessions
+    stats: HealthStats
+    capacity: HealthCapacity
 
 
 def session_state(pod: PodFact, status: AgentStatus | None = None) -> str:
@@ -47,32 +121,31 @@ def end_state(pod: PodFact) -> str:
     return "agent_error" if end.kind is Kind.SESSION_DROPPED else _END_STATES.get(end.reason, "completed")
 
 
-def session_record(pod: PodFact, status: AgentStatus | None = None) -> dict[str, Any]:
-    """One session, in Pipecat Cloud's words where it has some."""
+def session_record(pod: PodFact, status: AgentStatus | None = None) -> SessionRecord:
+    """One session: what its pod shows, and what its agent says of itself where that is known."""
     state = session_state(pod, status)
     end = end_of_session(pod) if pod.finished else None
-    summary = _summary(pod.message) if state == "ended" else None
-    return {
-        "sessionId": pod.session,
-        "namespace": pod.namespace,
-        "pool": pod.pool,
-        "state": state,
-        "roomName": pod.room,
-        "createdAt": timestamp(pod.bound_at) if pod.bound_at else None,
-        "endedAt": timestamp(pod.finished_at) if pod.finished_at else None,
-        "coldStart": pod.cold_start is not None,
-        "botStartSeconds": pod.waited_seconds,
-        "deploymentId": pod.template_hash,
-        "endState": end_state(pod),
-        "completionStatus": _completion(pod, end) if state == "ended" else None,
-        "reason": end.reason if end else None,
-        "agent": {"pod": pod.name, "node": pod.node, "template": pod.template_hash},
-        "summary": summary,
-    }
+    return SessionRecord(
+        sessionId=pod.session,
+        namespace=pod.namespace,
+        pool=pod.pool,
+        state=state,
+        roomName=pod.room,
+        createdAt=timestamp(pod.bound_at) if pod.bound_at else None,
+        endedAt=timestamp(pod.finished_at) if pod.finished_at else None,
+        coldStart=pod.cold_start is not None,
+        botStartSeconds=pod.waited_seconds,
+        deploymentId=pod.template_hash,
+        endState=end_state(pod),
+        completionStatus=_completion(pod, end) if state == "ended" else None,
+        reason=end.reason if end else None,
+        agent=AgentOfSession(pod=pod.name, node=pod.node, template=pod.template_hash),
+        summary=_summary(pod.message) if state == "ended" else None,
+    )
 
 
-def health(view: ClusterView, keys: Iterable[PoolKey]) -> dict[str, Any]:
-    """Counts of all pools in the first system's shape: pool = warm, ready = assigned, starting = not Ready yet."""
+def health(view: ClusterView, keys: Iterable[PoolKey]) -> Health:
+    """Counts of some pools."""
     warm = assigned = starting = maximum = 0
     for key in keys:
         maximum += view.pools[key].spec.max_pods
@@ -82,13 +155,11 @@ def health(view: ClusterView, keys: Iterable[PoolKey]) -> dict[str, Any]:
                 warm += is_candidate(pod)
                 starting += pod.state is BindState.WARM and not is_candidate(pod)
     current = warm + assigned + starting
-    return {
-        "success": True,
-        "status": "healthy",
-        "sessions": {"ready": assigned, "starting": starting, "pool": warm},
-        "stats": {"totalSpawned": view.spawned, "totalAssigned": view.assigned},
-        "capacity": {"current": current, "max": maximum, "available": max(0, maximum - current)},
-    }
+    return Health(
+        sessions=HealthSessions(ready=assigned, starting=starting, pool=warm),
+        stats=HealthStats(totalSpawned=view.spawned, totalAssigned=view.assigned),
+        capacity=HealthCapacity(current=current, max=maximum, available=max(0, maximum - current)),
+    )
 
 
 def _completion(pod: PodFact, end: Happening | None) -> str:

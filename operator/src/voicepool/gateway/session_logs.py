@@ -10,6 +10,7 @@ import contextlib
 import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from datetime import datetime
 
 from voicepool.gateway.errors import ClusterUnavailable, SessionNotFound
 from voicepool.gateway.options import GatewayOptions
@@ -25,15 +26,11 @@ MAX_LINES = 5000
 
 @dataclass(frozen=True, slots=True)
 class LogLine:
-    """One line that an agent has written."""
+    """One line that an agent has written; the names are those of Pipecat Cloud's client."""
 
     timestamp: str
     """RFC 3339, as the node wrote it; empty where it did not."""
     log: str
-
-    def as_json(self) -> dict[str, str]:
-        """In the words of Pipecat Cloud's client."""
-        return {"timestamp": self.timestamp, "log": self.log}
 
 
 def line_of(line: bytes) -> LogLine:
@@ -46,7 +43,13 @@ def line_of(line: bytes) -> LogLine:
 
 def is_time(value: str) -> bool:
     """Whether this can be the time of a line."""
-    return len(value) <= 40 and _LINE.fullmatch(value.encode()) is not None and " " not in value
+    if len(value) > 40 or " " in value or _LINE.fullmatch(value.encode()) is None:
+        return False
+    try:
+        datetime.fromisoformat(value)
+    except ValueError:
+        return False
+    return True
 
 
 class SessionLogs:

@@ -8,8 +8,8 @@ import uuid
 from collections.abc import Coroutine
 from typing import Annotated, Any, Literal, TypeVar
 
-from fastapi import Request
-from pydantic import BaseModel, ConfigDict, Field
+from fastapi import Header, Request
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from voicepool.gateway.auth import Caller
 from voicepool.gateway.choice import Choice, Chooser
@@ -24,6 +24,17 @@ T = TypeVar("T")
 SESSION_ID_PATTERN = r"^[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?$"
 """What Kubernetes takes as the value of a label."""
 _WAIT = re.compile(r"(?:^|[,;\s])wait\s*=\s*(\d{1,4})(?:$|[,;\s])")
+
+
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}[!-~]{0,200}")
+
+
+def _if_traceparent(value: str | None) -> str | None:
+    return value if value and _TRACEPARENT.fullmatch(value) else None
+
+
+Traceparent = Annotated[str | None, Header(), AfterValidator(_if_traceparent)]
+"""A trace that the caller takes part in (W3C Trace Context). What is none is left out, as that says: it is no reason to refuse anybody."""
 
 
 class StartBody(BaseModel):
@@ -48,6 +59,14 @@ class StartBody(BaseModel):
     """Handed to the bot as it is."""
 
 
+class AgentOfStart(BaseModel):
+    """Who has the session."""
+
+    pod: str
+    namespace: str
+    pool: str
+
+
 class StartAnswer(BaseModel):
     """Where the caller finds its agent."""
 
@@ -56,9 +75,10 @@ class StartAnswer(BaseModel):
     token: str
     roomName: str  # noqa: N815 -- the wire's spelling
     state: str
+    """`accepted`, or how far the agent had come when the time of `waitFor` was over."""
     coldStart: bool  # noqa: N815 -- the wire's spelling
     botStartSeconds: float  # noqa: N815 -- the wire's spelling
-    agent: dict[str, str]
+    agent: AgentOfStart
 
 
 async def choose(services: Services, caller: Caller, body: StartBody, name: str | None) -> Choice:
@@ -128,7 +148,7 @@ async def start_session(
         state=state,
         coldStart=started.cold_start,
         botStartSeconds=round(started.seconds, 4),
-        agent={"pod": started.pod.name, "namespace": started.pod.namespace, "pool": started.pod.pool},
+        agent=AgentOfStart(pod=started.pod.name, namespace=started.pod.namespace, pool=started.pod.pool),
     )
 
 

@@ -85,7 +85,14 @@ IMAGES = {
         "localhost/voicepool-operator:dev",
         "operator/Dockerfile",
         "",
-        ("operator/Dockerfile", "agent-image/sbom", "agent-image/slim", "operator/requirements.txt", "operator/src"),
+        (
+            "operator/Dockerfile",
+            "agent-image/sbom",
+            "agent-image/slim",
+            "operator/requirements.txt",
+            "operator/requirements-web-client.txt",
+            "operator/src",
+        ),
         45,
     ),
     "agent": Image(

@@ -7,6 +7,7 @@ command line, no output and no annotation; every wait has a deadline, and its er
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import secrets
 import socket
@@ -42,6 +43,8 @@ LIVEKIT_NAMESPACE = "livekit"
 LIVEKIT_SECRET = "livekit-server"
 LIVEKIT_PORT = 7880
 GATEWAY_PORT = 30080
+"""Of the node."""
+GATEWAY_POD_PORT = 8080
 API_KEY_SECRET = f"{RELEASE}-first-api-key"
 
 OPERATOR_IMAGE = IMAGES["operator"].name
@@ -51,6 +54,7 @@ LIVEKIT_IMAGE = LIVEKIT
 
 _LOAD_SECONDS = {OPERATOR_IMAGE: 9.0, AGENT_IMAGE: 15.0, KEYLESS_IMAGE: 28.0, LIVEKIT_IMAGE: 2.0}
 _GATEWAY_DEADLINE_SECONDS = 30.0
+_KEY_DEADLINE_SECONDS = 120.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,6 +229,65 @@ class Deployment:
         return found[0]
 
 
+@dataclass(frozen=True, slots=True)
+class Key:
+    """An API key that is good for some pools only."""
+
+    name: str
+    value: str = field(repr=False)
+
+
+def add_key(deployment: Deployment, name: str, pools: str) -> Key:
+    """Add an API key to those of the gateways, as the chart's notes say; returns when each of them knows it.
+
+    Args:
+        deployment: an installed voicepool.
+        name: of the key.
+        pools: for which it is, as `<namespace>/<pool>,...`.
+
+    Raises:
+        ClusterError: they do not in time.
+    """
+    kubectl, where = deployment.cluster.kubectl, ("--namespace", NAMESPACE)
+    value = secrets.token_urlsafe(24)
+    entry = f"sha256:{hashlib.sha256(value.encode()).hexdigest()} pools={pools}"
+    patch = {"data": {name: base64.b64encode(entry.encode()).decode()}}
+    kubectl("patch", "secret", f"{RELEASE}-api-keys", *where, "--type=merge", f"--patch={json.dumps(patch)}")
+    gateways = deployment.pods("app.kubernetes.io/component=gateway", NAMESPACE)
+    # The kubelet brings a Secret up to date when it looks at a pod, which it does about once a minute, and when the pod has changed.
+    names = [pod["metadata"]["name"] for pod in gateways]
+    kubectl("annotate", "pods", *names, *where, "--overwrite", f"voicepool.test/keys={name}-{secrets.token_hex(4)}")
+    deadline = time.monotonic() + _KEY_DEADLINE_SECONDS
+    for pod in gateways:
+        url = f"http://{pod['status']['podIP']}:{GATEWAY_POD_PORT}/v1/organizations/default/services"
+        while not _lets_in(url, value):
+            if time.monotonic() > deadline:
+                raise ClusterError(
+                    f"{pod['metadata']['name']} does not know the API key {name} after {_KEY_DEADLINE_SECONDS:g} s",
+                    f"see the Secret {RELEASE}-api-keys, and what the gateway says: kubectl logs --namespace {NAMESPACE}",
+                )
+            time.sleep(0.2)
+    return Key(name, value)
+
+
+def remove_key(deployment: Deployment, key: Key) -> None:
+    """Take an API key away again. Raises ClusterError."""
+    patch = {"data": {key.name: None}}
+    where = ("--namespace", NAMESPACE)
+    deployment.cluster.kubectl(
+        "patch", "secret", f"{RELEASE}-api-keys", *where, "--type=merge", f"--patch={json.dumps(patch)}"
+    )
+
+
+def _lets_in(url: str, key: str) -> bool:
+    request = urllib.request.Request(url, headers={"X-API-Key": key})  # noqa: S310 - an http:// address of ours
+    try:
+        with urllib.request.urlopen(request, timeout=2) as response:  # noqa: S310
+            return bool(response.status == 200)
+    except OSError:
+        return False
+
+
 def load(cluster: Cluster, progress: Progress, images: Iterable[str]) -> set[str]:
     """Give images to the cluster's node; returns those that it did not have. Raises ClusterError."""
     changed = set()
@@ -347,7 +410,7 @@ def _install_chart(cluster: Cluster, *, restart: bool) -> None:
             "apiKey": livekit["api-key"],
             "apiSecret": livekit["api-secret"],
         },
-        "gateway": {"service": {"type": "NodePort", "nodePort": GATEWAY_PORT}},
+        "gateway": {"service": {"type": "NodePort", "nodePort": GATEWAY_PORT}, "webClient": True},
     }
     existed = bool(cluster.helm("list", "--namespace", NAMESPACE, "--filter", f"^{RELEASE}$", "--short").strip())
     with tempfile.TemporaryDirectory(prefix="voicepool-") as folder:

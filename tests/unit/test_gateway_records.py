@@ -31,7 +31,7 @@ def test_how_a_session_ended_is_known_as_soon_as_its_process_has_ended(
 ) -> None:
     phase = phase if phase == "Running" else "Failed" if exit_code else "Succeeded"
     record = session_record(ended(0, 5, phase=phase, exit_code=exit_code, message=SUMMARY))
-    assert (record["state"], record["completionStatus"], record["reason"]) == ("ended", completion, "idle")
+    assert (record.state, record.completion_status, record.reason) == ("ended", completion, "idle")
 
 
 @pytest.mark.parametrize(

@@ -183,7 +183,9 @@ class ErrorAnswer(BaseModel):
     """The one shape of an error. Pipecat Cloud's clients read the first two, the JavaScript client the others."""
 
     error: str
+    """What went wrong, in two or three words."""
     code: str
+    """The same for programs."""
     detail: str
     """What, where, and what to do."""
     info: str

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+
+from pydantic import BaseModel
 
 from voicepool.binding import is_candidate, timestamp
 from voicepool.gateway.demand import Demand
@@ -80,36 +81,80 @@ def _is_starting(pod: PodFact) -> bool:
     return pod.state is BindState.WARM and not pod.ready and not pod.deleting
 
 
-def as_json(advice: Advice) -> dict[str, Any]:
+class HeadroomAnswer(BaseModel):
+    """What `spec.headroom` asks for, and from what that follows."""
+
+    mode: str
+    missRate: float  # noqa: N815 -- the wire's spelling
+    percentage: int
+    startsPerSecond: float  # noqa: N815 -- the wire's spelling
+    leadTimeSeconds: float  # noqa: N815 -- the wire's spelling
+    forDemand: int  # noqa: N815 -- the wire's spelling
+    forPercentage: int  # noqa: N815 -- the wire's spelling
+    forSchedules: int  # noqa: N815 -- the wire's spelling
+    problem: str | None
+    """A schedule that cannot be read."""
+
+
+class GatewaysAnswer(BaseModel):
+    """The gateways, this one among them."""
+
+    known: int
+    answered: int
+    """Those whose callers are in the counts."""
+
+
+class AdviceAnswer(BaseModel):
     """An advice in the words of the pool's spec and status. Counts are pods or callers."""
+
+    namespace: str
+    pool: str
+    at: str
+    recommendedReplicas: int | None  # noqa: N815 -- the wire's spelling
+    """Null where the pool does not ask for it."""
+    replicas: int
+    maxPods: int  # noqa: N815 -- the wire's spelling
+    warm: int
+    starting: int
+    bound: int
+    waiting: int
+    rejected: dict[str, int]
+    """By how far back: `last60Seconds` and so on."""
+    headroom: HeadroomAnswer | None
+    gateways: GatewaysAnswer
+
+
+def answer(advice: Advice) -> AdviceAnswer:
+    """An advice for whoever asks over HTTP."""
     spec, recommendation = advice.pool.spec, advice.recommendation
-    return {
-        "namespace": advice.pool.namespace,
-        "pool": advice.pool.name,
-        "at": timestamp(advice.at),
-        "recommendedReplicas": recommendation.replicas if recommendation else None,
-        "replicas": spec.replicas,
-        "maxPods": spec.max_pods,
-        "warm": advice.warm,
-        "starting": advice.starting,
-        "bound": advice.bound,
-        "waiting": advice.unmet.waiting,
-        "rejected": {
+    headroom = None
+    if spec.headroom and recommendation:
+        headroom = HeadroomAnswer(
+            mode=spec.headroom.mode,
+            missRate=spec.headroom.miss_rate,
+            percentage=spec.headroom.percentage,
+            startsPerSecond=round(recommendation.starts_per_second, 6),
+            leadTimeSeconds=round(recommendation.lead_seconds, 3),
+            forDemand=recommendation.for_demand,
+            forPercentage=recommendation.for_percentage,
+            forSchedules=recommendation.for_schedules,
+            problem=recommendation.problem,
+        )
+    return AdviceAnswer(
+        namespace=advice.pool.namespace,
+        pool=advice.pool.name,
+        at=timestamp(advice.at),
+        recommendedReplicas=recommendation.replicas if recommendation else None,
+        replicas=spec.replicas,
+        maxPods=spec.max_pods,
+        warm=advice.warm,
+        starting=advice.starting,
+        bound=advice.bound,
+        waiting=advice.unmet.waiting,
+        rejected={
             f"last{seconds:.0f}Seconds": count
             for seconds, count in zip(WINDOWS_SECONDS, advice.unmet.rejected, strict=True)
         },
-        "headroom": {
-            "mode": spec.headroom.mode,
-            "missRate": spec.headroom.miss_rate,
-            "percentage": spec.headroom.percentage,
-            "startsPerSecond": round(recommendation.starts_per_second, 6),
-            "leadTimeSeconds": round(recommendation.lead_seconds, 3),
-            "forDemand": recommendation.for_demand,
-            "forPercentage": recommendation.for_percentage,
-            "forSchedules": recommendation.for_schedules,
-            "problem": recommendation.problem,
-        }
-        if spec.headroom and recommendation
-        else None,
-        "gateways": {"known": advice.gateways, "answered": advice.gateways_answered},
-    }
+        headroom=headroom,
+        gateways=GatewaysAnswer(known=advice.gateways, answered=advice.gateways_answered),
+    )

@@ -6,6 +6,7 @@ made of does not depend on which pools there are at the moment, so that every ga
 
 from __future__ import annotations
 
+import re
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +22,21 @@ _KEYED_SESSIONS = uuid.UUID("6b0f4c0a-9d3d-5c6a-8f5b-0c6d3d1f5a11")
 """Namespace of the session ids that are derived from an Idempotency-Key; any constant would do."""
 _ANY_POOL = ""
 """Stands for the pool in the session id of a start that may be given one of several."""
+
+
+_NAMESPACE = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+_NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
+
+
+def require_possible(key: PoolKey) -> None:
+    """Refuse what Kubernetes takes neither as a namespace nor as a name, before anybody is asked about it.
+
+    Raises:
+        PoolNotFound: there can be no such pool.
+    """
+    namespace, name = key
+    if not _NAMESPACE.fullmatch(namespace) or not _NAME.fullmatch(name):
+        raise PoolNotFound(f"There can be no VoiceAgentPool {namespace[:64]}/{name[:64]}.")
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,12 +41,18 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from voicepool.kube.api import Forbidden, KubeApiError
 from voicepool.model import PoolFact
 from voicepool.session_api import ErrorAnswer
 
 log = logging.getLogger("voicepool.gateway")
+
+TRY_AGAIN = frozenset({429, 503})
+"""Statuses that always come with ``Retry-After``."""
+_WHEN_MENDED_SECONDS = 30.0
+"""What it says where somebody has to do something first."""
 
 
 class GatewayError(Exception):
@@ -56,12 +62,16 @@ class GatewayError(Exception):
         detail: one sentence: what, where, what to do.
         code: overrides the class's own code.
         status: overrides the class's own status.
-        retry_after_seconds: sent as ``Retry-After``, rounded up.
+        retry_after_seconds: sent as ``Retry-After``, rounded up. Default: none, but for a status of :data:`TRY_AGAIN`.
     """
 
     status = 500
     code = "INTERNAL"
     error = "Internal error"
+    other_statuses: tuple[int, ...] = ()
+    """That an instance may have instead."""
+    other_codes: tuple[str, ...] = ()
+    """The same of codes."""
 
     def __init__(
         self,
@@ -82,12 +92,14 @@ class BadRequest(GatewayError):
     """The request itself is wrong; the same request will fail again."""
 
     status, code, error = 400, "INVALID_REQUEST", "Bad request"
+    other_codes = ("MALFORMED_JSON",)
 
 
 class Unauthenticated(GatewayError):
     """No key or token, or a wrong one."""
 
     status, code, error = 401, "UNAUTHENTICATED", "Unauthorized"
+    other_codes = ("NO_API_KEYS", "INVALID_WEBHOOK")
 
 
 class NotAllowed(GatewayError):
@@ -184,6 +196,7 @@ class NoWarmAgent(GatewayError):
     """No warm pod now, or none within the time that the pool lets callers wait."""
 
     status, code, error = 503, "NO_WARM_AGENT", "No warm agent"
+    other_statuses = (429,)
 
 
 class AgentsRefused(GatewayError):
@@ -214,6 +227,7 @@ class LiveKitUnavailable(GatewayError):
     """The pool's LiveKit server does not answer or is not configured."""
 
     status, code, error = 503, "LIVEKIT_UNAVAILABLE", "LiveKit unavailable"
+    other_codes = ("LIVEKIT_NOT_CONFIGURED",)
 
 
 class NotSynced(GatewayError):
@@ -234,7 +248,9 @@ class NotJoined(GatewayError):
     status, code, error = 504, "AGENT_NOT_JOINED", "Agent did not join"
 
 
+_METHODS = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")
 _WORDS: Mapping[int, tuple[str, str]] = {
+    400: ("MALFORMED_JSON", "The body cannot be read."),
     404: ("NOT_FOUND", "There is no such route; /openapi.json lists them."),
     405: ("METHOD_NOT_ALLOWED", "This route exists, but not for this method; /openapi.json lists them."),
 }
@@ -243,8 +259,11 @@ _WORDS: Mapping[int, tuple[str, str]] = {
 def error_response(error: GatewayError) -> JSONResponse:
     """The one shape in which an error leaves the gateway."""
     headers = {}
-    if error.retry_after_seconds is not None:
-        headers["Retry-After"] = str(max(1, -int(-error.retry_after_seconds // 1)))
+    retry_after_seconds = error.retry_after_seconds
+    if retry_after_seconds is None and error.status in TRY_AGAIN:
+        retry_after_seconds = _WHEN_MENDED_SECONDS
+    if retry_after_seconds is not None:
+        headers["Retry-After"] = str(max(1, -int(-retry_after_seconds // 1)))
     if error.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     return JSONResponse(_shape(error.error, error.code, error.detail), status_code=error.status, headers=headers)
@@ -266,11 +285,15 @@ def install(app: FastAPI) -> None:
         words = "; ".join(f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in problems)
         return error_response(BadRequest(words))
 
-    async def http_error(_request: Request, error: Exception) -> JSONResponse:
+    async def http_error(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)  # noqa: S101 -- registered for this class alone
         code, words = _WORDS.get(error.status_code, (f"HTTP_{error.status_code}", str(error.detail)))
         body = _shape(str(error.detail), code, words)
-        return JSONResponse(body, status_code=error.status_code, headers=error.headers)
+        headers = error.headers
+        if error.status_code == 405:
+            # The router only knows those of the first route with this path.
+            headers = {"Allow": ", ".join(method for method in _METHODS if _is_route(app, request, method))}
+        return JSONResponse(body, status_code=error.status_code, headers=headers)
 
     async def unexpected(_request: Request, error: Exception) -> JSONResponse:
         log.error("a request failed in a way that nobody foresaw", exc_info=error)
@@ -280,6 +303,11 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, validation_error)
     app.add_exception_handler(HTTPException, http_error)
     app.add_exception_handler(Exception, unexpected)
+
+
+def _is_route(app: FastAPI, request: Request, method: str) -> bool:
+    scope = {**request.scope, "method": method}
+    return any(route.matches(scope)[0] is Match.FULL for route in app.routes)
 
 
 def _shape(error: str, code: str, detail: str) -> dict[str, str]:

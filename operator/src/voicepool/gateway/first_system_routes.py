@@ -5,17 +5,17 @@ from __future__ import annotations
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Request, Response
-from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
 from voicepool.gateway import routes
+from voicepool.gateway.document import OF_A_START
 from voicepool.gateway.errors import BadRequest
-from voicepool.gateway.routes import Authenticated, Injected
+from voicepool.gateway.routes import Authenticated, Injected, KeyFirst
 from voicepool.gateway.session_routes import carrier_among
-from voicepool.gateway.stream_routes import Follow, LastEventId, Tail, followed_log
+from voicepool.gateway.stream_routes import OF_A_LOG, Follow, LastEventId, Tail, followed_log
 from voicepool.session_api import StartBody
 
-router = APIRouter(prefix="/api/session", tags=["the first system's routes"])
+router = APIRouter(prefix="/api/session", tags=["the first system's routes"], route_class=KeyFirst)
 
 
 class FirstSystemStart(BaseModel):
@@ -28,7 +28,7 @@ class FirstSystemStart(BaseModel):
     roomName: str  # noqa: N815 -- the wire's spelling
 
 
-@router.post("/start")
+@router.post("/start", responses=OF_A_START)
 async def start(
     request: Request,
     services: Injected,
@@ -43,7 +43,15 @@ async def start(
     )
 
 
-@router.get("/{session_id}/logs")
+class FirstSystemLog(BaseModel):
+    """The last lines that an agent has written."""
+
+    success: bool = True
+    sessionId: str  # noqa: N815 -- the wire's spelling
+    logs: list[str]
+
+
+@router.get("/{session_id}/logs", response_model=FirstSystemLog, responses=OF_A_LOG)
 async def session_logs(
     services: Injected,
     caller: Authenticated,
@@ -51,7 +59,7 @@ async def session_logs(
     follow: Follow = False,
     tail: Tail = 100,
     last_event_id: LastEventId = None,
-) -> Response:
+) -> FirstSystemLog | Response:
     """What a session's agent has written, in whichever pool of the caller's it is."""
     keys = await caller.usable(services.view.pools)
     pods = await carrier_among(services, keys, session_id)
@@ -60,4 +68,4 @@ async def session_logs(
     if follow:
         return await followed_log(services, pods[0], tail, last_event_id)
     lines = await services.logs.tail(pods[0], tail)
-    return JSONResponse({"success": True, "sessionId": session_id, "logs": [line.log for line in lines]})
+    return FirstSystemLog(sessionId=session_id, logs=[line.log for line in lines])

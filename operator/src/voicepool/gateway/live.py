@@ -20,11 +20,12 @@ from voicepool.session_api import PoolCounts, SessionRecord
 COUNTS_INTERVAL_SECONDS = 1.0
 
 _ORDER = ("bound", "accepted", "joined", "ending", "ended")
-_TOLD: Mapping[Kind, str] = {
+TOLD: Mapping[Kind, str] = {
     Kind.SESSION_STARTED: "session.started",
     Kind.SESSION_ENDED: "session.ended",
     Kind.SESSION_DROPPED: "session.dropped",
 }
+"""What the events of a pool are called."""
 
 AskAgent = Callable[[PodFact, float], Awaitable[AgentStatus | None]]
 """Asks an agent what it does; waits for so many seconds until it has joined."""
@@ -116,9 +117,10 @@ async def pool_news(
             continue
         due_at = due_at or loop.time() + COUNTS_INTERVAL_SECONDS
         for happening in happenings(old, new):
-            if happening.kind in _TOLD:
+            if happening.kind in TOLD:
                 gone = happening.kind is Kind.SESSION_DROPPED and new is None
-                yield _TOLD[happening.kind], _vanished(happening.pod) if gone else session_record(happening.pod)
+                record = _vanished(happening.pod) if gone else session_record(happening.pod)
+                yield TOLD[happening.kind], record
 
 
 def _counts(key: PoolKey, pods: Iterable[PodFact]) -> PoolCounts:

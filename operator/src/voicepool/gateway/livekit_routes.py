@@ -10,11 +10,12 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Header, Request
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from voicepool.gateway.document import OF_A_START, OF_A_WEBHOOK
 from voicepool.gateway.errors import BadRequest, Unauthenticated
 from voicepool.gateway.livekit import agent_identity, caller_token
 from voicepool.gateway.requests import StartRequest
-from voicepool.gateway.routes import Authenticated, Injected
-from voicepool.gateway.starting import begin, choose
+from voicepool.gateway.routes import Authenticated, Injected, KeyFirst
+from voicepool.gateway.starting import Traceparent, begin, choose
 from voicepool.gateway.view import PoolKey
 from voicepool.session_api import StartBody, TokenAnswer
 
@@ -24,7 +25,8 @@ _MAX_TOKEN_CHARACTERS = 4096
 """Of metadata, and of attributes: the token goes into the URL of a WebSocket, which servers and proxies limit."""
 _RESERVED = ("sip.", "lk.")
 
-router = APIRouter(tags=["livekit"])
+router = APIRouter(tags=["livekit"], route_class=KeyFirst)
+webhooks = APIRouter(tags=["livekit"])
 
 
 def _either(snake_case: str) -> Any:
@@ -101,7 +103,7 @@ class Heard(BaseModel):
     outcome: Literal["started", "ignored"]
 
 
-@router.post("/v1/{pool}/livekit/token", status_code=201)
+@router.post("/v1/{pool}/livekit/token", status_code=201, responses=OF_A_START)
 async def token(
     request: Request,
     services: Injected,
@@ -109,7 +111,7 @@ async def token(
     pool: str,
     body: TokenRequest | None = None,
     idempotency_key: Annotated[str | None, Header(max_length=255)] = None,
-    traceparent: Annotated[str | None, Header(max_length=255)] = None,
+    traceparent: Traceparent = None,
 ) -> TokenAnswer:
     """Start a session with a warm agent of this pool, in the words of LiveKit's standard token endpoint."""
     body = body or TokenRequest()
@@ -147,7 +149,7 @@ async def token(
     )
 
 
-@router.post("/livekit/webhook")
+@webhooks.post("/livekit/webhook", responses=OF_A_WEBHOOK)
 async def webhook(request: Request, services: Injected, authorization: Annotated[str | None, Header()] = None) -> Heard:
     """For LiveKit's server: who joins a room that has a pool's inbound prefix gets an agent. The signature is the authentication."""
     if not authorization:

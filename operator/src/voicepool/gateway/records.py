@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict
 from pydantic_core import from_json
 
 from voicepool.agents import AgentStatus
@@ -13,6 +14,45 @@ from voicepool.events import OTHER, Happening, Kind, end_of_session
 from voicepool.gateway.view import ClusterView, PoolKey, is_live
 from voicepool.model import BindState, PodFact
 from voicepool.session_api import RecordedAgent, SessionRecord
+
+
+class _Answer(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class HealthSessions(_Answer):
+    """Counts of pods, in the first system's words."""
+
+    ready: int
+    """Bound."""
+    starting: int
+    pool: int
+    """Warm."""
+
+
+class HealthStats(_Answer):
+    """What this gateway has seen since it began."""
+
+    totalSpawned: int  # noqa: N815 -- the wire's spelling
+    totalAssigned: int  # noqa: N815 -- the wire's spelling
+
+
+class HealthCapacity(_Answer):
+    """Live pods, and how many there may be."""
+
+    current: int
+    max: int
+    available: int
+
+
+class Health(_Answer):
+    """Counts of all pools in the first system's shape."""
+
+    success: bool = True
+    status: str = "healthy"
+    sessions: HealthSessions
+    stats: HealthStats
+    capacity: HealthCapacity
 
 
 def session_state(pod: PodFact, status: AgentStatus | None = None) -> str:
@@ -72,8 +112,8 @@ def session_record(pod: PodFact, status: AgentStatus | None = None) -> SessionRe
     )
 
 
-def health(view: ClusterView, keys: Iterable[PoolKey]) -> dict[str, Any]:
-    """Counts of all pools in the first system's shape: pool = warm, ready = assigned, starting = not Ready yet."""
+def health(view: ClusterView, keys: Iterable[PoolKey]) -> Health:
+    """Counts of some pools."""
     warm = assigned = starting = maximum = 0
     for key in keys:
         maximum += view.pools[key].spec.max_pods
@@ -83,13 +123,11 @@ def health(view: ClusterView, keys: Iterable[PoolKey]) -> dict[str, Any]:
                 warm += is_candidate(pod)
                 starting += pod.state is BindState.WARM and not is_candidate(pod)
     current = warm + assigned + starting
-    return {
-        "success": True,
-        "status": "healthy",
-        "sessions": {"ready": assigned, "starting": starting, "pool": warm},
-        "stats": {"totalSpawned": view.spawned, "totalAssigned": view.assigned},
-        "capacity": {"current": current, "max": maximum, "available": max(0, maximum - current)},
-    }
+    return Health(
+        sessions=HealthSessions(ready=assigned, starting=starting, pool=warm),
+        stats=HealthStats(totalSpawned=view.spawned, totalAssigned=view.assigned),
+        capacity=HealthCapacity(current=current, max=maximum, available=max(0, maximum - current)),
+    )
 
 
 def _completion(pod: PodFact, end: Happening | None) -> str:

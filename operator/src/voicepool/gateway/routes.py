@@ -2,26 +2,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Coroutine
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from fastapi.routing import APIRoute
 from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from voicepool.gateway import advice, records
+from voicepool.gateway.advice import AdviceAnswer
 from voicepool.gateway.auth import ANONYMOUS, Caller
-from voicepool.gateway.choice import Chooser
+from voicepool.gateway.choice import Chooser, require_possible
+from voicepool.gateway.document import OF_A_POOL, OF_A_START, STARTING, WITH_KEY
 from voicepool.gateway.errors import NotSynced
+from voicepool.gateway.records import Health
 from voicepool.gateway.services import Services
-from voicepool.gateway.starting import choose, start_session
+from voicepool.gateway.starting import Traceparent, choose, start_session
 from voicepool.gateway.view import PoolKey
 from voicepool.session_api import Session, StartBody
 
-probes = APIRouter(tags=["operation"])
-router = APIRouter(tags=["sessions"])
-
 _bearer = HTTPBearer(auto_error=False, description="An API key, or a token where the gateway takes tokens.")
 _api_key = APIKeyHeader(name="X-API-Key", auto_error=False, description="An API key.")
+_SECURITY = [{scheme.scheme_name: list[str]()} for scheme in (_bearer, _api_key)]
+
+
+class KeyFirst(APIRoute):
+    """A route whose caller is found before its body is looked at: whoever has no key has nothing parsed, and is not told what a request must be like."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """See `fastapi.routing.APIRoute`."""
+        handle = super().get_route_handler()
+
+        async def with_caller(request: Request) -> Response:
+            request.state.caller = await _caller(request)
+            return await handle(request)
+
+        return with_caller
+
+
+probes = APIRouter(tags=["operation"])
+router = APIRouter(tags=["sessions"], route_class=KeyFirst)
 
 
 async def services_of(request: Request) -> Services:
@@ -33,26 +54,32 @@ async def services_of(request: Request) -> Services:
 Injected = Annotated[Services, Depends(services_of)]
 
 
-async def authenticated(
-    request: Request,
-    services: Injected,
-    bearer: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
-    api_key: Annotated[str | None, Depends(_api_key)],
-) -> Caller:
-    """Who calls."""
+async def _caller(request: Request) -> Caller:
+    services = await services_of(request)
     if not services.options.authentication:
         return ANONYMOUS
+    bearer = await _bearer(request)
     return await services.access.authenticate(
-        api_key=api_key,
+        api_key=await _api_key(request),
         bearer=bearer.credentials if bearer else None,
         address=request.client.host if request.client else "",
     )
 
 
+async def authenticated(
+    request: Request,
+    _bearer: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
+    _api_key: Annotated[str | None, Depends(_api_key)],
+) -> Caller:
+    """Who calls. For routes of the class `KeyFirst`; that it depends on keys is for the document."""
+    caller: Caller = request.state.caller
+    return caller
+
+
 Authenticated = Annotated[Caller, Depends(authenticated)]
 
 
-@router.post("/start")
+@router.post("/start", responses=OF_A_START)
 async def start(
     request: Request,
     services: Injected,
@@ -60,8 +87,8 @@ async def start(
     body: StartBody | None = None,
     pool: Annotated[str | None, Query(max_length=317)] = None,
     idempotency_key: Annotated[str | None, Header(max_length=255)] = None,
-    prefer: Annotated[str | None, Header(max_length=255)] = None,
-    traceparent: Annotated[str | None, Header(max_length=255)] = None,
+    prefer: Annotated[str | None, Header()] = None,
+    traceparent: Traceparent = None,
 ) -> Session:
     """Start a session with a warm agent of a pool: the one that is named, the best of several, the default one, or the only one."""
     body = body or StartBody()
@@ -69,7 +96,7 @@ async def start(
     return await start_session(request, services, caller, choice, body, idempotency_key, prefer, traceparent)
 
 
-@router.post("/v1/public/{pool}/start")
+@router.post("/v1/public/{pool}/start", responses=OF_A_START)
 async def start_in_pool(
     request: Request,
     services: Injected,
@@ -77,8 +104,8 @@ async def start_in_pool(
     pool: str,
     body: StartBody | None = None,
     idempotency_key: Annotated[str | None, Header(max_length=255)] = None,
-    prefer: Annotated[str | None, Header(max_length=255)] = None,
-    traceparent: Annotated[str | None, Header(max_length=255)] = None,
+    prefer: Annotated[str | None, Header()] = None,
+    traceparent: Traceparent = None,
 ) -> Session:
     """Start a session with a warm agent of this pool."""
     body = body or StartBody()
@@ -86,23 +113,18 @@ async def start_in_pool(
     return await start_session(request, services, caller, choice, body, idempotency_key, prefer, traceparent)
 
 
-@router.get("/metrics/v1/namespaces/{namespace}/pools/{name}", tags=["operation"])
-async def pool_metrics(services: Injected, caller: Authenticated, namespace: str, name: str) -> dict[str, Any]:
+@router.get("/metrics/v1/namespaces/{namespace}/pools/{name}", tags=["operation"], responses=OF_A_POOL)
+async def pool_metrics(services: Injected, caller: Authenticated, namespace: str, name: str) -> AdviceAnswer:
     """How many pods a pool should keep warm, and from what that follows: for KEDA's metrics-api trigger, and for people."""
     await caller.require(namespace, name)
     services.require_synced()
-    return advice.as_json(await services.advisor.advise(services.sessions.pool((namespace, name))))
+    return advice.answer(await services.advisor.advise(services.sessions.pool((namespace, name))))
 
 
-@router.get("/api/health")
-async def health(
-    request: Request,
-    services: Injected,
-    bearer: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
-    api_key: Annotated[str | None, Depends(_api_key)],
-) -> dict[str, Any]:
-    """Counts of all pools."""
-    caller = ANONYMOUS if services.options.health_is_public else await authenticated(request, services, bearer, api_key)
+@probes.get("/api/health", responses=WITH_KEY, openapi_extra={"security": [{}, *_SECURITY]})
+async def health(request: Request, services: Injected) -> Health:
+    """Counts of all pools; needs a key where the gateway is set so."""
+    caller = ANONYMOUS if services.options.health_is_public else await _caller(request)
     return records.health(services.view, await caller.usable(services.view.pools))
 
 
@@ -112,7 +134,7 @@ async def healthz() -> dict[str, str]:
     return {"status": "ok"}
 
 
-@probes.get("/readyz")
+@probes.get("/readyz", responses=STARTING)
 async def readyz(services: Injected) -> dict[str, str]:
     """Whether the gateway can bind: it knows the cluster."""
     if not services.synced():
@@ -127,14 +149,22 @@ async def unmet(services: Injected, namespace: str, name: str) -> dict[str, Any]
     return {"waiting": found.waiting, "rejected": found.rejected}
 
 
-@probes.get("/metrics", response_class=Response)
+@probes.get(
+    "/metrics", response_class=Response, responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
+)
 async def metrics(services: Injected) -> Response:
     """The gateway's metrics for Prometheus."""
     return Response(generate_latest(services.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
 
 async def known_pool(services: Services, caller: Caller, name: str) -> PoolKey:
-    """The pool of that name, which the caller may use; whether it exists is not said."""
+    """The pool of that name, which the caller may use; whether it exists is not said.
+
+    Raises:
+        NotAllowed: the caller may not.
+        PoolNotFound: nothing can have this name.
+    """
     key = Chooser(services.view, services.options).key(name)
     await caller.require(*key)
+    require_possible(key)
     return key

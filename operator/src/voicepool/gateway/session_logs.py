@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import AsyncIterator
+from datetime import datetime
 
 from voicepool.gateway.errors import ClusterUnavailable, SessionNotFound
 from voicepool.gateway.options import GatewayOptions
@@ -33,7 +34,13 @@ def line_of(line: bytes) -> LogLine:
 
 def is_time(value: str) -> bool:
     """Whether this can be the time of a line."""
-    return len(value) <= 40 and _LINE.fullmatch(value.encode()) is not None and " " not in value
+    if len(value) > 40 or " " in value or _LINE.fullmatch(value.encode()) is None:
+        return False
+    try:
+        datetime.fromisoformat(value)
+    except ValueError:
+        return False
+    return True
 
 
 class SessionLogs:

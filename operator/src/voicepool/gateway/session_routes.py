@@ -7,18 +7,31 @@ from collections.abc import Collection
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
 
 from voicepool.gateway import records
+from voicepool.gateway.document import OF_A_POOL, OF_A_SESSION, OF_AN_END
 from voicepool.gateway.errors import SessionNotFound
 from voicepool.gateway.listing import Filter, State, page_of
-from voicepool.gateway.routes import Authenticated, Injected, known_pool
+from voicepool.gateway.routes import Authenticated, Injected, KeyFirst, known_pool
 from voicepool.gateway.services import Services
 from voicepool.gateway.view import PoolKey, is_live
 from voicepool.model import PodFact
 from voicepool.session_api import SESSION_ID_PATTERN, SessionList, SessionRecord, Terminated
 
-router = APIRouter(tags=["sessions"])
+router = APIRouter(tags=["sessions"], route_class=KeyFirst)
+
+_RFC_3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
+
+
+def _require_rfc_3339(value: object) -> object:
+    if isinstance(value, str) and not _RFC_3339.fullmatch(value):
+        # Pydantic would take numbers too, as seconds or as milliseconds.
+        raise ValueError("must be a time as in RFC 3339, with its zone")
+    return value
+
+
+Time = Annotated[AwareDatetime, BeforeValidator(_require_rfc_3339)]
 
 
 class ListQuery(BaseModel):
@@ -30,8 +43,8 @@ class ListQuery(BaseModel):
     """``active`` is every state but ``ended``."""
     endState: Annotated[str | None, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")] = None  # noqa: N815 -- the wire's spelling
     """How it ended, in the words of Pipecat Cloud's client."""
-    createdAfter: AwareDatetime | None = None  # noqa: N815 -- the wire's spelling
-    createdBefore: AwareDatetime | None = None  # noqa: N815 -- the wire's spelling
+    createdAfter: Time | None = None  # noqa: N815 -- the wire's spelling
+    createdBefore: Time | None = None  # noqa: N815 -- the wire's spelling
     deploymentId: Annotated[str | None, Field(max_length=63)] = None  # noqa: N815 -- the wire's spelling
     """The hash of the pool's template from which the agent was made."""
     limit: Annotated[int, Field(ge=1, le=1000)] = 100
@@ -44,19 +57,19 @@ class ListQuery(BaseModel):
 Wanted = Annotated[ListQuery, Query()]
 
 
-@router.get("/v1/agents/{pool}/sessions")
+@router.get("/v1/agents/{pool}/sessions", responses=OF_A_POOL)
 async def list_sessions(services: Injected, caller: Authenticated, pool: str, wanted: Wanted) -> SessionList:
     """The sessions of a pool that run, and those that ended and are still kept; the newest first."""
     return sessions_of(services, await known_pool(services, caller, pool), wanted)
 
 
-@router.get("/v1/agents/{pool}/sessions/{session_id}")
+@router.get("/v1/agents/{pool}/sessions/{session_id}", responses=OF_A_SESSION)
 async def get_session(services: Injected, caller: Authenticated, pool: str, session_id: str) -> SessionRecord:
     """One session: what its pod shows and what its agent says; of one that has ended, its agent's summary."""
     return await record_of(services, await known_pool(services, caller, pool), session_id)
 
 
-@router.delete("/v1/agents/{pool}/sessions/{session_id}")
+@router.delete("/v1/agents/{pool}/sessions/{session_id}", responses=OF_AN_END)
 async def end_session(
     services: Injected,
     caller: Authenticated,
@@ -137,7 +150,7 @@ async def carrier_among(services: Services, keys: Collection[PoolKey], session_i
         SessionNotFound: no pod carries it.
         ClusterUnavailable: the API server does not say.
     """
-    if not re.match(SESSION_ID_PATTERN, session_id):
+    if not re.fullmatch(SESSION_ID_PATTERN, session_id):
         raise SessionNotFound(f"There is no session {session_id[:64]!r}.")
     pods: list[PodFact] = []
     for namespace in sorted({namespace for namespace, _ in keys}):

@@ -6,9 +6,10 @@ import asyncio
 import re
 import uuid
 from collections.abc import Coroutine
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from fastapi import Request
+from fastapi import Header, Request
+from pydantic import AfterValidator
 
 from voicepool.gateway.auth import Caller
 from voicepool.gateway.choice import Choice, Chooser
@@ -21,6 +22,17 @@ from voicepool.session_api import Session, StartBody, StartedAgent
 T = TypeVar("T")
 
 _WAIT = re.compile(r"(?:^|[,;\s])wait\s*=\s*(\d{1,4})(?:$|[,;\s])")
+
+
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}[!-~]{0,200}")
+
+
+def _if_traceparent(value: str | None) -> str | None:
+    return value if value and _TRACEPARENT.fullmatch(value) else None
+
+
+Traceparent = Annotated[str | None, Header(), AfterValidator(_if_traceparent)]
+"""A trace that the caller takes part in (W3C Trace Context). What is none is left out, as that says: it is no reason to refuse anybody."""
 
 
 async def choose(services: Services, caller: Caller, body: StartBody, name: str | None) -> Choice:

@@ -9,12 +9,12 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Response
-from fastapi.responses import JSONResponse
 
 from voicepool.gateway.changes import FellBehind, Follower
+from voicepool.gateway.document import OF_A_POOL, OF_A_SESSION, STREAM, events, merged
 from voicepool.gateway.errors import BadRequest, ClusterUnavailable, SessionNotFound
-from voicepool.gateway.live import pool_news, states
-from voicepool.gateway.routes import Authenticated, Injected, known_pool
+from voicepool.gateway.live import TOLD, pool_news, states
+from voicepool.gateway.routes import Authenticated, Injected, KeyFirst, known_pool
 from voicepool.gateway.services import Services
 from voicepool.gateway.session_logs import MAX_LINES, is_time
 from voicepool.gateway.session_routes import carrier
@@ -24,16 +24,15 @@ from voicepool.session_api import EndOfLog, Log, LogLine
 
 log = logging.getLogger("voicepool.gateway")
 
-router = APIRouter(tags=["sessions"])
+router = APIRouter(tags=["sessions"], route_class=KeyFirst)
 
 Follow = Annotated[bool, Query(description="Go on with what is written later, as server-sent events.")]
 Tail = Annotated[int, Query(ge=0, le=MAX_LINES, description="How many of the last lines.")]
-_EVENTS: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
-
 LastEventId = Annotated[str | None, Header(max_length=64)]
+OF_A_LOG = merged(OF_A_SESSION, STREAM, events("log", "end"))
 
 
-@router.get("/v1/agents/{pool}/sessions/{session_id}/logs", responses=_EVENTS)
+@router.get("/v1/agents/{pool}/sessions/{session_id}/logs", response_model=Log, responses=OF_A_LOG)
 async def session_logs(
     services: Injected,
     caller: Authenticated,
@@ -42,15 +41,19 @@ async def session_logs(
     follow: Follow = False,
     tail: Tail = 100,
     last_event_id: LastEventId = None,
-) -> Response:
+) -> Log | Response:
     """What a session's agent has written, also for a while after its end. With `follow`, server-sent events `log`, and `end` at its end."""
     pod = await carrier(services, await known_pool(services, caller, pool), session_id)
     if follow:
         return await followed_log(services, pod, tail, last_event_id)
-    return JSONResponse(Log(logs=await services.logs.tail(pod, tail)).model_dump())
+    return Log(logs=await services.logs.tail(pod, tail))
 
 
-@router.get("/v1/agents/{pool}/sessions/{session_id}/events", responses=_EVENTS)
+@router.get(
+    "/v1/agents/{pool}/sessions/{session_id}/events",
+    response_class=Response,
+    responses=merged(OF_A_SESSION, STREAM, events("session")),
+)
 async def session_events(services: Injected, caller: Authenticated, pool: str, session_id: str) -> Response:
     """A session's record whenever its state goes on (server-sent events `session`), until it has ended."""
     known = await carrier(services, await known_pool(services, caller, pool), session_id)
@@ -59,11 +62,15 @@ async def session_events(services: Injected, caller: Authenticated, pool: str, s
         follower = stack.enter_context(services.changes.follow(lambda pod: pod.uid == known.uid))
         # Looked at again: what has happened since the first look is not told to a follower that was not there yet.
         pod = _as_seen(services, known)
-        events = _events_of_session(services, pod, follower)
-        return services.streams.response(events, stack.pop_all())
+        states_of_session = _events_of_session(services, pod, follower)
+        return services.streams.response(states_of_session, stack.pop_all())
 
 
-@router.get("/v1/agents/{pool}/events", responses=_EVENTS)
+@router.get(
+    "/v1/agents/{pool}/events",
+    response_class=Response,
+    responses=merged(OF_A_POOL, STREAM, events("pool", *TOLD.values())),
+)
 async def pool_events(services: Injected, caller: Authenticated, pool: str) -> Response:
     """A pool's counts whenever they change (`pool`), and its sessions: `session.started`, `session.ended`, `session.dropped`."""
     key = await known_pool(services, caller, pool)
@@ -73,13 +80,13 @@ async def pool_events(services: Injected, caller: Authenticated, pool: str) -> R
         services.streams.enter(stack)
         follower = stack.enter_context(services.changes.follow(lambda pod: (pod.namespace, pod.pool) == key))
 
-        async def events() -> AsyncGenerator[bytes]:
+        async def news_of_pool() -> AsyncGenerator[bytes]:
             async with contextlib.aclosing(pool_news(key, lambda: services.view.pods(key), follower)) as news:
                 with contextlib.suppress(FellBehind):
                     async for name, data in news:
                         yield event(name, data)
 
-        return services.streams.response(events(), stack.pop_all())
+        return services.streams.response(news_of_pool(), stack.pop_all())
 
 
 async def followed_log(services: Services, pod: PodFact, tail: int, since: str | None) -> Response:
@@ -103,8 +110,8 @@ async def followed_log(services: Services, pod: PodFact, tail: int, since: str |
         follower = stack.enter_context(services.changes.follow(lambda other: other.uid == pod.uid))
         over = _as_seen(services, pod).finished
         lines = await stack.enter_async_context(services.logs.follow(pod, tail, since))
-        events = _events_of_log(services, pod, lines, follower, over=over)
-        return services.streams.response(events, stack.pop_all())
+        log_of_session = _events_of_log(services, pod, lines, follower, over=over)
+        return services.streams.response(log_of_session, stack.pop_all())
 
 
 async def _events_of_log(

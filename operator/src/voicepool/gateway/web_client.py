@@ -40,7 +40,7 @@ def mount(app: FastAPI) -> None:
     except (ImportError, RuntimeError) as error:
         raise SettingsError(
             f"VOICEPOOL_WEB_CLIENT: the package pipecat-ai-prebuilt, which has the page, cannot be used ({error}). "
-            "Add it to the image (pip install pipecat-ai-prebuilt), or switch the setting off."
+            "Add it to the image (pip install --no-deps pipecat-ai-prebuilt), or switch the setting off."
         ) from None
 
     @app.get(PATH, include_in_schema=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,10 @@ def test_what_this_process_opens_is_seen(tmp_path: Path) -> None:
         during = footprint([os.getpid()])
     waiting.set()
     thread.join()
+    deadline = time.monotonic() + 10
+    # Python has joined it a moment before the kernel has taken it down.
+    while Path(f"/proc/self/task/{thread.native_id}").exists() and time.monotonic() < deadline:
+        time.sleep(0.001)
     after = footprint([os.getpid()])
     grown = [(one.threads, one.files, one.sockets) for one in (before, during, after)]
     (threads, files, sockets), *later = grown

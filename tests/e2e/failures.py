@@ -182,49 +182,57 @@ SESSION_FAILURES = (
         "no-livekit",
         "the agent cannot reach LiveKit when the session starts",
         "not-joined",
-        error="not joined in time, still waiting for LiveKit",
+        "failed",
+        "not joined in time, still waiting for LiveKit",
     ),
     SessionFailure(
         "key-refused",
         "a provider refuses the key when the session starts",
         "not-joined",
-        error="AssemblyAISTTService: authentication: ...401...",
+        "failed",
+        "AssemblyAISTTService: authentication: ...401...",
     ),
     SessionFailure(
         "key-expired",
         "a provider refuses the key in the call",
         "provider-failed",
-        error="GroqLLMService: authentication: ...401...",
+        "failed",
+        "GroqLLMService: authentication: ...401...",
     ),
     SessionFailure(
         "no-answer",
         "a provider does not answer when the session starts",
         "not-joined",
-        error="not joined in time, still waiting for the pipeline to start (a provider that does not answer?)",
+        "failed",
+        "not joined in time, still waiting for the pipeline to start (a provider that does not answer?)",
     ),
     SessionFailure(
         "silent",
         "a provider never answers in the call",
         "stuck",
-        error="nothing has come through the pipeline for 8 s: GroqLLMService held it up",
+        "failed",
+        "nothing has come through the pipeline for 8 s: GroqLLMService held it up",
     ),
     SessionFailure(
         "closes",
         "a provider closes each connection in the middle",
         "provider-failed",
-        error="AssemblyAISTTService: ...connection failed 3 times...",
+        "failed",
+        "AssemblyAISTTService: ...connection failed 3 times...",
     ),
     SessionFailure(
         "raises",
         "with `warmth: Imported`, the bot fails with its caller's `body`",
         "bot-failed",
-        error="the bot /bots/needs_a_name.py failed: KeyError: 'name' (line 9 of needs_a_name.py)",
+        "failed",
+        "the bot /bots/needs_a_name.py failed: KeyError: 'name' (line 9 of needs_a_name.py)",
     ),
     SessionFailure(
         "blocks",
         "the bot blocks the event loop in the call",
         "stuck",
-        error="the bot /bots/blocks.py has held up the event loop for 3 s in line ... of blocks.py;"
+        "failed",
+        "the bot /bots/blocks.py has held up the event loop for 3 s in line ... of blocks.py;"
         " await there, or put it into asyncio.to_thread()",
     ),
     SessionFailure(
@@ -259,7 +267,8 @@ LIVEKIT_LOST = SessionFailure(
     "livekit-killed",
     "LiveKit is killed in the call and stays away",
     "livekit-lost",
-    error="disconnected from LiveKit: ...",
+    "failed",
+    "disconnected from LiveKit: ...",
 )
 
 

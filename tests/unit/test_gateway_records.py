@@ -34,6 +34,13 @@ def test_how_a_session_ended_is_known_as_soon_as_its_process_has_ended(
     assert (record.state, record.completion_status, record.reason) == ("ended", completion, "idle")
 
 
+@pytest.mark.parametrize("reason", ["not-joined", "bot-failed", "provider-failed", "livekit-lost", "stuck"])
+def test_a_session_that_came_to_grief_has_failed_though_its_process_ended_in_order(reason: str) -> None:
+    message = json.dumps({"session": "session-0", "reason": reason})
+    record = session_record(ended(0, 5, message=message))
+    assert (record.state, record.completion_status, record.reason) == ("ended", "failed", reason)
+
+
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [

@@ -113,7 +113,7 @@ class SessionRecord(CamelCase):
     end_state: str
     """``active``, ``completed``, ``terminated``, ``agent_start_timeout``, ``agent_error`` or ``unknown``."""
     completion_status: str | None
-    """``completed``, ``failed`` or ``dropped`` of a session that ended."""
+    """Of a session that ended: ``completed``; ``failed`` where its agent, a provider or LiveKit failed; ``dropped`` where its agent left no word."""
     reason: str | None
     """Why it ended."""
     agent: RecordedAgent

@@ -76,6 +76,7 @@ _END_STATES: Mapping[str, str] = {
     OTHER: "unknown",
 }
 """From the reasons in an agent's summary to Pipecat Cloud's words; whatever is not here is an ordinary end."""
+_FAILED = ("agent_start_timeout", "agent_error")
 
 
 def end_state(pod: PodFact) -> str:
@@ -133,6 +134,9 @@ def health(view: ClusterView, keys: Iterable[PoolKey]) -> Health:
 def _completion(pod: PodFact, end: Happening | None) -> str:
     if end is not None and end.kind is Kind.SESSION_DROPPED:
         return "dropped"
+    if end is not None and _END_STATES.get(end.reason) in _FAILED:
+        # The process ended in order; the session did not.
+        return "failed"
     # The kubelet tells of the process's end some time before it tells of the pod's.
     succeeded = pod.phase == "Succeeded" if pod.exit_code is None else pod.exit_code == 0
     return "completed" if succeeded else "failed"

@@ -32,7 +32,7 @@ def create_app(services: Services) -> FastAPI:
     )
     app.state.services = services
     errors.install(app)
-    document.install(app)
+    document.install(app, routes.SECURITY_SCHEMES)
     app.include_router(routes.router)
     app.include_router(session_routes.router)
     app.include_router(stream_routes.router)

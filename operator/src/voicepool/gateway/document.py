@@ -6,10 +6,12 @@ A client that is made from the document finds in it every status that can come, 
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable
 from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from fastapi.security.base import SecurityBase
 
 from voicepool.gateway import errors
 from voicepool.gateway.errors import GatewayError
@@ -123,7 +125,7 @@ def merged(*answers: Answers) -> Answers:
     return both
 
 
-def install(app: FastAPI) -> None:
+def install(app: FastAPI, security_schemes: Iterable[SecurityBase]) -> None:
     """Have the application serve the document of what it does: of FastAPI's own answer to a request that is not valid there is nothing here, that is a 400."""
 
     def document() -> dict[str, Any]:
@@ -136,6 +138,10 @@ def install(app: FastAPI) -> None:
             for unused in ("HTTPValidationError", "ValidationError"):
                 schemas.pop(unused, None)
             schemas[ErrorAnswer.__name__] = ErrorAnswer.model_json_schema()
+            made["components"]["securitySchemes"] = {
+                scheme.scheme_name: scheme.model.model_dump(mode="json", by_alias=True, exclude_none=True)
+                for scheme in security_schemes
+            }
             app.openapi_schema = made
         return app.openapi_schema
 

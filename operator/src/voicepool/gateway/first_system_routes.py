@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from fastapi import APIRouter, Header, Request, Response
+from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
 
 from voicepool.gateway import routes
@@ -12,6 +10,7 @@ from voicepool.gateway.document import OF_A_START
 from voicepool.gateway.errors import BadRequest
 from voicepool.gateway.routes import Authenticated, Injected, KeyFirst
 from voicepool.gateway.session_routes import carrier_among
+from voicepool.gateway.starting import IdempotencyKey
 from voicepool.gateway.stream_routes import OF_A_LOG, Follow, LastEventId, Tail, followed_log
 from voicepool.session_api import StartBody
 
@@ -34,7 +33,7 @@ async def start(
     services: Injected,
     caller: Authenticated,
     body: StartBody | None = None,
-    idempotency_key: Annotated[str | None, Header(max_length=255)] = None,
+    idempotency_key: IdempotencyKey = None,
 ) -> FirstSystemStart:
     """Start a session with a warm agent, as `POST /start` does."""
     started = await routes.start(request, services, caller, body, idempotency_key=idempotency_key)

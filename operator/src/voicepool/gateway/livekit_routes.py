@@ -15,7 +15,7 @@ from voicepool.gateway.errors import BadRequest, Unauthenticated
 from voicepool.gateway.livekit import agent_identity, caller_token
 from voicepool.gateway.requests import StartRequest
 from voicepool.gateway.routes import Authenticated, Injected, KeyFirst
-from voicepool.gateway.starting import Traceparent, begin, choose
+from voicepool.gateway.starting import IdempotencyKey, Traceparent, begin, choose
 from voicepool.gateway.view import PoolKey
 from voicepool.session_api import StartBody, TokenAnswer
 
@@ -110,7 +110,7 @@ async def token(
     caller: Authenticated,
     pool: str,
     body: TokenRequest | None = None,
-    idempotency_key: Annotated[str | None, Header(max_length=255)] = None,
+    idempotency_key: IdempotencyKey = None,
     traceparent: Traceparent = None,
 ) -> TokenAnswer:
     """Start a session with a warm agent of this pool, in the words of LiveKit's standard token endpoint."""

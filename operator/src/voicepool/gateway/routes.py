@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.routing import APIRoute
-from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
+from fastapi.security import APIKeyHeader, HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from voicepool.gateway import advice, records
@@ -18,17 +18,22 @@ from voicepool.gateway.document import OF_A_POOL, OF_A_START, STARTING, WITH_KEY
 from voicepool.gateway.errors import NotSynced
 from voicepool.gateway.records import Health
 from voicepool.gateway.services import Services
-from voicepool.gateway.starting import Traceparent, choose, start_session
+from voicepool.gateway.starting import IdempotencyKey, Traceparent, choose, start_session
 from voicepool.gateway.view import PoolKey
 from voicepool.session_api import Session, StartBody
 
 _bearer = HTTPBearer(auto_error=False, description="An API key, or a token where the gateway takes tokens.")
 _api_key = APIKeyHeader(name="X-API-Key", auto_error=False, description="An API key.")
-_SECURITY = [{scheme.scheme_name: list[str]()} for scheme in (_bearer, _api_key)]
+SECURITY_SCHEMES = (_bearer, _api_key)
+_SECURITY = [{scheme.scheme_name: list[str]()} for scheme in SECURITY_SCHEMES]
 
 
 class KeyFirst(APIRoute):
     """A route whose caller is found before its body is looked at: whoever has no key has nothing parsed, and is not told what a request must be like."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        options["openapi_extra"] = {"security": _SECURITY} | (options.get("openapi_extra") or {})
+        super().__init__(*arguments, **options)
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """See `fastapi.routing.APIRoute`."""
@@ -66,12 +71,8 @@ async def _caller(request: Request) -> Caller:
     )
 
 
-async def authenticated(
-    request: Request,
-    _bearer: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
-    _api_key: Annotated[str | None, Depends(_api_key)],
-) -> Caller:
-    """Who calls. For routes of the class `KeyFirst`; that it depends on keys is for the document."""
+async def authenticated(request: Request) -> Caller:
+    """Who calls a route of the class `KeyFirst`."""
     caller: Caller = request.state.caller
     return caller
 
@@ -86,7 +87,7 @@ async def start(
     caller: Authenticated,
     body: StartBody | None = None,
     pool: Annotated[str | None, Query(max_length=317)] = None,
-    idempotency_key: Annotated[str | None, Header(max_length=255)] = None,
+    idempotency_key: IdempotencyKey = None,
     prefer: Annotated[str | None, Header()] = None,
     traceparent: Traceparent = None,
 ) -> Session:
@@ -103,7 +104,7 @@ async def start_in_pool(
     caller: Authenticated,
     pool: str,
     body: StartBody | None = None,
-    idempotency_key: Annotated[str | None, Header(max_length=255)] = None,
+    idempotency_key: IdempotencyKey = None,
     prefer: Annotated[str | None, Header()] = None,
     traceparent: Traceparent = None,
 ) -> Session:

@@ -22,8 +22,6 @@ from voicepool.session_api import Session, StartBody, StartedAgent
 T = TypeVar("T")
 
 _WAIT = re.compile(r"(?:^|[,;\s])wait\s*=\s*(\d{1,4})(?:$|[,;\s])")
-
-
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}[!-~]{0,200}")
 
 
@@ -31,6 +29,8 @@ def _if_traceparent(value: str | None) -> str | None:
     return value if value and _TRACEPARENT.fullmatch(value) else None
 
 
+IdempotencyKey = Annotated[str | None, Header(max_length=255)]
+"""Names the session: the same key from the same caller again gets the same agent."""
 Traceparent = Annotated[str | None, Header(), AfterValidator(_if_traceparent)]
 """A trace that the caller takes part in (W3C Trace Context). What is none is left out, as that says: it is no reason to refuse anybody."""
 

@@ -42,7 +42,7 @@ OPTIONS = GatewayOptions()
 FILL_SECONDS = 40.0
 SOON_SECONDS = 6.0
 """In which the gateway has undone what it can undo at once, on a busy machine."""
-SLACK_SECONDS = 8.0
+SLACK_SECONDS = 12.0
 """What a busy machine may take on top of a limit to bring a thousand answers."""
 ADMINISTRATOR = "administrator"
 LONG_CALLS = (600.0, 600.0)

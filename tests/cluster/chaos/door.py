@@ -13,7 +13,8 @@ import aiohttp
 import yaml
 from aiohttp import web
 
-_HEADERS = ("Content-Type", "Retry-After")
+_ASKED = ("Authorization", "Content-Type", "Accept", "Accept-Encoding")
+_ANSWERED = ("Content-Type", "Content-Encoding", "Retry-After")
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,16 +87,12 @@ class Door:
         passing = Passing(request.method, request.path, body)
         if (refused := await self.before(passing)) is not None:
             return refused
-        headers = {
-            name: request.headers[name]
-            for name in ("Authorization", "Content-Type", "Accept")
-            if name in request.headers
-        }
+        headers = {name: request.headers[name] for name in _ASKED if name in request.headers}
         try:
             async with self._http.request(
                 request.method, f"{self._server}{request.path_qs}", data=body or None, headers=headers
             ) as answer:
-                kept = {name: answer.headers[name] for name in _HEADERS if name in answer.headers}
+                kept = {name: answer.headers[name] for name in _ANSWERED if name in answer.headers}
                 if "watch" in request.query:
                     return await _stream(request, answer, kept)
                 whole = await answer.read()

@@ -42,7 +42,7 @@ async def test_every_route_answers_as_the_document_says(
         key=key.value if with_key else None,
         pools=[pool, f"default.{pool}"],
         namespaces=["default"],
-        examples=3,
+        examples=8 if with_key else 3,
         phases=["fuzzing", "stateful"],
         stream_seconds=2.0,
     )

@@ -42,7 +42,7 @@ async def test_what_is_made_up_from_the_document_is_answered_as_it_says(here: Wo
         key=API_KEY,
         pools=["demo", "calls.demo", "empty"],
         namespaces=["calls"],
-        examples=3,
+        examples=2,
         phases=["fuzzing"],
         stream_seconds=0.2,
         leave_out_of_bots=ALIKE,

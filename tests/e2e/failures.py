@@ -182,7 +182,7 @@ SESSION_FAILURES = (
         "no-livekit",
         "the agent cannot reach LiveKit when the session starts",
         "not-joined",
-        error="not joined in time, still waiting for LiveKit",
+        error="LiveKitInputTransport cannot be used",
     ),
     SessionFailure(
         "key-refused",
@@ -200,7 +200,7 @@ SESSION_FAILURES = (
         "no-answer",
         "a provider does not answer when the session starts",
         "not-joined",
-        error="not joined in time, still waiting for the pipeline to start (a provider that does not answer?)",
+        error="not joined in time, still waiting for AssemblyAISTTService, InworldTTSService to connect",
     ),
     SessionFailure(
         "silent",
@@ -224,7 +224,7 @@ SESSION_FAILURES = (
         "blocks",
         "the bot blocks the event loop in the call",
         "stuck",
-        error="the bot /bots/blocks.py has held up the event loop for 3 s in line ... of blocks.py;"
+        error="the bot /bots/blocks.py has held up the event loop for 3 s in line 19 of blocks.py;"
         " await there, or put it into asyncio.to_thread()",
     ),
     SessionFailure(

@@ -183,7 +183,7 @@ SESSION_FAILURES = (
         "the agent cannot reach LiveKit when the session starts",
         "not-joined",
         "failed",
-        "not joined in time, still waiting for LiveKit",
+        "LiveKitInputTransport cannot be used",
     ),
     SessionFailure(
         "key-refused",
@@ -204,7 +204,7 @@ SESSION_FAILURES = (
         "a provider does not answer when the session starts",
         "not-joined",
         "failed",
-        "not joined in time, still waiting for the pipeline to start (a provider that does not answer?)",
+        "not joined in time, still waiting for AssemblyAISTTService, InworldTTSService to connect",
     ),
     SessionFailure(
         "silent",
@@ -232,7 +232,7 @@ SESSION_FAILURES = (
         "the bot blocks the event loop in the call",
         "stuck",
         "failed",
-        "the bot /bots/blocks.py has held up the event loop for 3 s in line ... of blocks.py;"
+        "the bot /bots/blocks.py has held up the event loop for 3 s in line 19 of blocks.py;"
         " await there, or put it into asyncio.to_thread()",
     ),
     SessionFailure(

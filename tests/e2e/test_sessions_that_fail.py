@@ -298,19 +298,24 @@ async def it_is_killed_in_its_goodbye(stage: Stage, pool: str) -> Ended:
     deployment = stage.deployment
     await stage.pool(pool, light("long_goodbye.py"))
     async with stage.call(pool) as conversation:
-        await conversation.caller.wait_until_listened_to()
         session = conversation.session.session_id
+        await until_state(deployment, pool, session, "joined")
         path = f"/v1/agents/{pool}/sessions/{session}"
         async with (
             aiohttp.ClientSession(headers={"Authorization": f"Bearer {deployment.api_key}"}) as http,
             http.delete(f"{deployment.gateway_url}{path}?mode=drain") as answer,
         ):
             assert answer.status == 200
-        async with asyncio.timeout(30):
-            while (await deployment.session(pool, session)).state != "ending":  # noqa: ASYNC110 - a caller polls as well
-                await asyncio.sleep(0.05)
+        await until_state(deployment, pool, session, "ending")
         await kill_agent(deployment, session)
         return await stage.ended(pool, session)
+
+
+async def until_state(deployment: Deployment, pool: str, session: str, state: str) -> None:
+    """Raises TimeoutError."""
+    async with asyncio.timeout(30):
+        while (await deployment.session(pool, session)).state != state:  # noqa: ASYNC110 - a caller polls as well
+            await asyncio.sleep(0.1)
 
 
 async def kill_agent(deployment: Deployment, session: str) -> None:

@@ -374,7 +374,7 @@ def _install_livekit(cluster: Cluster, *, restart: bool) -> None:
         raise ClusterError(
             "the LiveKit server is not Ready after 60 s",
             "read the lines above; often another program has one of its ports (7880 to 7882) on the node",
-            f"{error.detail}\n{_state(cluster, LIVEKIT_NAMESPACE)}",
+            f"{error.detail}\n{state_of(cluster, LIVEKIT_NAMESPACE)}",
         ) from None
 
 
@@ -425,7 +425,7 @@ def _install_chart(cluster: Cluster, *, restart: bool) -> None:
             raise ClusterError(
                 "helm could not install the chart helm/voicepool",
                 f"read the lines above; the processes' own words: kubectl logs --namespace {NAMESPACE} --all-pods",
-                f"{error.detail}\n{_state(cluster, NAMESPACE)}",
+                f"{error.detail}\n{state_of(cluster, NAMESPACE)}",
             ) from None
     if restart and existed:
         # The image changed under the same name, which no Deployment notices.
@@ -459,7 +459,7 @@ def secret_values(cluster: Cluster, name: str, namespace: str) -> dict[str, str]
     return {key: base64.b64decode(value).decode() for key, value in data.items()}
 
 
-def _state(cluster: Cluster, namespace: str) -> str:
+def state_of(cluster: Cluster, namespace: str) -> str:
     """The pods of a namespace and the last lines of each, for an error."""
     lines = []
     with suppress(ClusterError):

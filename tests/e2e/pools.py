@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
+from tests.cluster.errors import ClusterError
 from tests.e2e.bound import QUIET_BOT
 from tests.e2e.broken_bots import CANNOT_BE_BUILT, FAILS_IN_CALLS
-from tests.e2e.deployment import AGENT_IMAGE, KEYLESS_IMAGE, NAMESPACE, Deployment, Json
+from tests.e2e.deployment import AGENT_IMAGE, KEYLESS_IMAGE, NAMESPACE, Deployment, Json, state_of
 
 Anything = TypeVar("Anything")
 MakePool = Callable[..., Awaitable[str]]
@@ -132,7 +133,13 @@ async def away(deployment: Deployment, selector: str, namespace: str, word: byte
         yield
     finally:
         await kubectl("scale", name, f"--replicas={replicas}")
-        await kubectl("rollout", "status", name, "--timeout=60s")
+        try:
+            await kubectl("rollout", "status", name, "--timeout=60s")
+        except ClusterError as error:
+            state = await asyncio.to_thread(state_of, deployment.cluster, namespace)
+            raise ClusterError(
+                f"{name} is not there again", "read the lines above", f"{error.detail}\n{state}"
+            ) from None
 
 
 def processes_of(deployment: Deployment, component: str) -> set[int]:

@@ -143,7 +143,7 @@ def assert_says_why(seen: Ended, failure: SessionFailure) -> None:
         "ended",
         failure.completion,
         failure.reason,
-    ), record["summary"]
+    ), record.summary
     (agent,) = seen.pod["status"]["containerStatuses"]
     process = agent["state"]["terminated"]
     assert process["exitCode"] == failure.exit_code

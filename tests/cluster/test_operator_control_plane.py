@@ -391,6 +391,7 @@ class TestOperator:
             "IMAGE": "localhost/agent:1",
             "RECOMMENDED": "",
             "HIT": "",
+            "MESSAGE": "The pool has reached its warm target.",
         }
 
     async def test_kubectl_scale(self, operator: Operator, control_plane: Cluster) -> None:

@@ -47,6 +47,8 @@ class Agent:
     accepted: asyncio.Event = field(default_factory=asyncio.Event)
     orders: int = 0
     """Assignments that were brought to it."""
+    looked_at: int = 0
+    """How many of them it has looked at."""
     told_to_end: bool = False
     joined: bool | None = None
     """Whether LiveKit let it into the room; None where it has not tried."""
@@ -301,6 +303,7 @@ class Agents:
     async def _bind(self, request: web.Request) -> web.Response:
         agent = await self._called(request)
         claims = await self._claims(request, agent)
+        agent.looked_at += 1
         if claims is None:
             return _refusal(401, "INVALID_ASSIGNMENT")
         if agent.state == "parked":

@@ -49,10 +49,10 @@ NOWHERE = {
 BUILD_FAILURES = (
     BuildFailure(
         "never-ready",
-        "the bot's own `readyz()` never agrees: the words are in the pod's log, and the condition says that the pod `was not Ready within 20 s`",
+        "the bot's own `readyz()` never agrees: the words are in the pod's log, and the condition says that the pod `was not Ready within 45 s`",
         "readyz() of the bot /bots/never_ready.py says no; the agent is not Ready until it agrees",
         light("never_ready.py"),
-        {"startup": {"deadlineSeconds": 20}},
+        {"startup": {"deadlineSeconds": 45}},
         reason="StartupDeadlineExceeded",
         event="StartupDeadlineExceeded",
     ),

@@ -132,8 +132,8 @@ async def test_an_agent_that_cannot_be_built_is_never_ready_and_says_why_whereve
         words = f"ended with exit code 1 before a caller came: {failure.words}"
         event = f"failed to start (crashed, exit code 1): {failure.words}"
     else:
-        words = "was not Ready within 20 s (its readiness probe, or its log, says why)"
-        event = "was not Ready within 20 s and is replaced; its readiness probe, or its log, says why"
+        words = "was not Ready within 45 s (its readiness probe, or its log, says why)"
+        event = "was not Ready within 45 s and is replaced; its readiness probe, or its log, says why"
     assert says(f"Pod ... {words}", seen.condition["message"])
     assert any(says(f"Pod ... {event}", message) for reason, message in seen.events if reason == failure.event)
     one_line = " ".join(seen.described.split())

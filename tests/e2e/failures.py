@@ -236,14 +236,6 @@ SESSION_FAILURES = (
         " await there, or put it into asyncio.to_thread()",
     ),
     SessionFailure(
-        "keeps-the-interpreter",
-        "a C extension of the bot keeps the interpreter to itself: the kubelet kills the agent, which does not answer `/livez`",
-        "crashed",
-        "dropped",
-        DROPPED.format("crashed"),
-        137,
-    ),
-    SessionFailure(
         "eats-memory",
         "the agent needs more memory than its limit",
         "out-of-memory",

@@ -284,13 +284,6 @@ async def the_bot_blocks(stage: Stage, pool: str) -> Ended:
     return await _with_a_caller(stage, pool, light("blocks.py", VOICEPOOL_BLOCKED_TIMEOUT_SECONDS="3"))
 
 
-async def the_bot_keeps_the_interpreter(stage: Stage, pool: str) -> Ended:
-    # As the operator's own, which begins after the time that a start may take.
-    probe = {"httpGet": {"path": "/livez", "port": 8080}, "initialDelaySeconds": 10, "timeoutSeconds": 5}
-    container = {**light("keeps_the_interpreter.py"), "livenessProbe": {**probe, "terminationGracePeriodSeconds": 10}}
-    return await _with_a_caller(stage, pool, container)
-
-
 async def the_bot_eats_memory(stage: Stage, pool: str) -> Ended:
     container = light("eats_memory.py")
     container["resources"]["limits"] = {"memory": "400Mi"}
@@ -330,7 +323,6 @@ async def kill_agent(deployment: Deployment, session: str) -> None:
 
 CAUSES: dict[str, Callable[[Stage, str], Awaitable[Ended]]] = {
     "max-duration": it_lasts_too_long,
-    "keeps-the-interpreter": the_bot_keeps_the_interpreter,
     "caller-gone": the_caller_is_gone,
     "nobody-joins": nobody_joins,
     "idle": nobody_speaks,

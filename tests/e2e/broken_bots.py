@@ -51,7 +51,6 @@ CANNOT_BE_BUILT = {
 FAILS_IN_CALLS = {
     "needs_a_name.py": _first("name = runner_args.body['name']"),
     "blocks.py": _when_a_caller_comes("time.sleep(600)", "time"),
-    # A C function that is called like this does not let go of the interpreter; a signal ends this one, so again.
     "eats_memory.py": _when_a_caller_comes("fail.hoard = b'x' * 2**30"),
     "long_goodbye.py": f"import asyncio\n{QUIET_BOT}\nasync def goodbye(worker, reason):\n    await asyncio.sleep(600)\n",
 }

@@ -384,7 +384,13 @@ def _make_livekit_secret(cluster: Cluster) -> None:
     configuration = {
         "port": LIVEKIT_PORT,
         "keys": {key: secret},
-        "rtc": {"tcp_port": 7881, "udp_port": 7882, "use_external_ip": False},
+        "rtc": {
+            "tcp_port": 7881,
+            "udp_port": 7882,
+            "use_external_ip": False,
+            # On the node each pod has an interface, and all of these have one address: listening on them fails from the second on.
+            "ips": {"includes": [f"{cluster.node_address}/32"]},
+        },
         "webhook": {
             "api_key": key,
             "urls": [f"http://{cluster.node_address}:{GATEWAY_PORT}/livekit/webhook"],

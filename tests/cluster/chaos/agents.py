@@ -274,6 +274,8 @@ class Agents:
             agent.orders += 1
             self.on_order(agent)
         if agent is not None:
+            # What a process that stands still was sent lies in its socket's buffer, also when the sender has hung up.
+            await request.read()
             await agent.thawed.wait()
         if agent is None or agent.address not in self._by_address:
             # Its process has ended with this connection open.

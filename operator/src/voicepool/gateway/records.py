@@ -84,32 +84,32 @@ def end_state(pod: PodFact) -> str:
 
     ``completed``, ``terminated``, ``agent_start_timeout``, ``agent_error`` or ``unknown``.
     """
-    if not pod.finished:
-        return "active"
-    end = end_of_session(pod)
+    return _end_state(end_of_session(pod)) if pod.finished else "active"
+
+
+def _end_state(end: Happening) -> str:
     return "agent_error" if end.kind is Kind.SESSION_DROPPED else _END_STATES.get(end.reason, "completed")
 
 
 def session_record(pod: PodFact, status: AgentStatus | None = None) -> SessionRecord:
     """One session, in Pipecat Cloud's words where it has some."""
-    state = session_state(pod, status)
     end = end_of_session(pod) if pod.finished else None
     return SessionRecord(
         session_id=pod.session or "",
         namespace=pod.namespace,
         pool=pod.pool,
-        state=state,
+        state=session_state(pod, status),
         room_name=pod.room,
         created_at=pod.bound_at,
         ended_at=pod.finished_at,
         cold_start=pod.cold_start is not None,
         bot_start_seconds=pod.waited_seconds,
         deployment_id=pod.template_hash,
-        end_state=end_state(pod),
-        completion_status=_completion(pod, end) if state == "ended" else None,
+        end_state=_end_state(end) if end else "active",
+        completion_status=_completion(pod, end) if end else None,
         reason=end.reason if end else None,
         agent=RecordedAgent(pod=pod.name, node=pod.node, template=pod.template_hash),
-        summary=_summary(pod.message) if state == "ended" else None,
+        summary=_summary(pod.message) if end else None,
     )
 
 
@@ -131,10 +131,10 @@ def health(view: ClusterView, keys: Iterable[PoolKey]) -> Health:
     )
 
 
-def _completion(pod: PodFact, end: Happening | None) -> str:
-    if end is not None and end.kind is Kind.SESSION_DROPPED:
+def _completion(pod: PodFact, end: Happening) -> str:
+    if end.kind is Kind.SESSION_DROPPED:
         return "dropped"
-    if end is not None and _END_STATES.get(end.reason) in _FAILED:
+    if _end_state(end) in _FAILED:
         # The process ended in order; the session did not.
         return "failed"
     # The kubelet tells of the process's end some time before it tells of the pod's.

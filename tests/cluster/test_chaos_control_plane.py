@@ -30,6 +30,7 @@ from tests.cluster.chaos.stage import (
     stage,
     until,
 )
+from tests.cluster.conftest import Show
 from tests.cluster.tool import Cluster
 from voicepool.recorder import INTERVAL_SECONDS
 
@@ -41,19 +42,6 @@ REFILL_SECONDS = 10.0
 """Generous: the machine may be busy with other things. What was reached is printed."""
 FAIL_OVER_SECONDS = 20.0
 """What the Lease of an operator that was killed in the last moment of a storm may cost on top."""
-
-Show = Callable[[str], None]
-
-
-@pytest.fixture
-def show(capsys: pytest.CaptureFixture[str]) -> Show:
-    """Prints figures also where a test passes."""
-
-    def printed(line: str) -> None:
-        with capsys.disabled():
-            print(f"\n    {line}", end="", flush=True)
-
-    return printed
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import os
 import random
 import signal
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +28,7 @@ from tests.cluster.chaos.callers import NO_ANSWER, OK, Answer, ask
 from tests.cluster.chaos.door import Door, Passing, throttled
 from tests.cluster.chaos.judge import Fault, Verdict
 from tests.cluster.chaos.stage import PARALLEL_WRITES, Company, accounts, company, pool_manifest, until
+from tests.cluster.conftest import Show
 from tests.cluster.tool import Cluster
 from voicepool.gateway.options import GatewayOptions
 from voicepool.gateway.peers import unmet_path
@@ -46,19 +47,6 @@ SLACK_SECONDS = 12.0
 """What a busy machine may take on top of a limit to bring a thousand answers."""
 ADMINISTRATOR = "administrator"
 LONG_CALLS = (600.0, 600.0)
-
-Show = Callable[[str], None]
-
-
-@pytest.fixture
-def show(capsys: pytest.CaptureFixture[str]) -> Show:
-    """Prints figures also where a test passes."""
-
-    def printed(line: str) -> None:
-        with capsys.disabled():
-            print(f"\n    {line}", end="", flush=True)
-
-    return printed
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

@@ -205,6 +205,30 @@ class TestFailing:
         assert deleted_names(made) == ["demo-aaaaaaaa-1"]
         assert not made.creates
 
+    def test_a_late_pod_that_had_to_go_first_counts_for_its_successor(self) -> None:
+        late = pod(0, age_seconds=300, start_attempt=3)
+        gone = plan(pool(replicas=1, max_pods=1), [late], NOW, TEMPLATE)
+        assert deleted_names(gone) == [late.name]
+        assert not gone.creates
+        after = plan(pool(gone.status, replicas=1, max_pods=1), [], NOW, TEMPLATE)
+        assert [create.start_attempt for create in after.creates] == [4]
+
+    def test_while_a_late_pods_successor_finds_out_no_more_are_started(self) -> None:
+        status = plan(pool(replicas=10), [pod(0, age_seconds=300, start_attempt=1)], NOW, TEMPLATE).status
+        assert not plan(pool(status, replicas=10), [pod(1, start_attempt=2)], NOW, TEMPLATE).creates
+
+    def test_a_warm_pod_ends_what_the_status_remembers_of_failed_starts(self) -> None:
+        status = plan(pool(replicas=10), [pod(0, age_seconds=300, start_attempt=4)], NOW, TEMPLATE).status
+        decided = plan(pool(status, replicas=10), [warm(1, start_attempt=5)], NOW, TEMPLATE)
+        assert len(decided.creates) == 9
+        assert {create.start_attempt for create in decided.creates} == {0}
+        assert decided.status["failedStarts"] == 0
+
+    def test_what_the_status_remembers_of_another_template_counts_for_nothing(self) -> None:
+        status = plan(pool(replicas=1), [pod(0, age_seconds=300, start_attempt=4)], NOW, TEMPLATE).status
+        decided = plan(pool(status, replicas=1), [], NOW, Template("cccccccc"))
+        assert [create.start_attempt for create in decided.creates] == [0]
+
     def test_a_starting_pod_is_looked_at_again_at_its_deadline(self) -> None:
         assert plan(pool(), [pod(0, age_seconds=100)], NOW, TEMPLATE).requeue_after_seconds == pytest.approx(20)
 
@@ -504,6 +528,23 @@ class TestStatus:
         ready = condition(plan(pool(), [pod(0, age_seconds=130)], NOW, TEMPLATE), "Ready") or {}
         assert ready["reason"] == "StartupDeadlineExceeded"
         assert "120 s" in ready["message"]
+
+    def test_a_pool_goes_on_telling_of_a_late_pod_when_its_successor_has_just_started(self) -> None:
+        told = plan(pool(), [pod(0, age_seconds=130)], NOW, TEMPLATE).status
+        after = plan(pool(told), [pod(1, start_attempt=1)], NOW, TEMPLATE)
+        assert condition(after, "Ready") == next(one for one in told["conditions"] if one["type"] == "Ready")
+        assert condition(after, "Stalled") is None
+        again = plan(pool(after.status), [pod(1, age_seconds=130, start_attempt=1)], NOW, TEMPLATE).status
+        later = plan(pool(again), [pod(2, start_attempt=2)], NOW, TEMPLATE)
+        assert (condition(later, "Ready") or {})["message"].startswith(f"Pod {pod(1).name} was not Ready")
+        assert condition(later, "Stalled") is not None
+
+    def test_a_failed_start_of_which_the_condition_no_longer_tells_is_left_out(self) -> None:
+        told = plan(pool(), [pod(0, age_seconds=130)], NOW, TEMPLATE).status
+        held = plan(pool(told), [pod(1, waiting_reason="ErrImagePull", message="away")], NOW, TEMPLATE).status
+        assert held["failedStarts"] == 1
+        ready = condition(plan(pool(held), [pod(1)], NOW, TEMPLATE), "Ready") or {}
+        assert ready["reason"] == "Starting"
 
     def test_an_unschedulable_pod_is_told_in_the_schedulers_words_and_not_stalled(self) -> None:
         waiting = pod(0, waiting_reason="Unschedulable", message="0/3 nodes are available: insufficient cpu")

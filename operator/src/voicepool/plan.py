@@ -45,6 +45,11 @@ SCHEDULING_REASONS = frozenset({"Unschedulable", "SchedulingGated", "SchedulerEr
 HELD_REASONS = IMAGE_REASONS | CONFIGURATION_REASONS | SCHEDULING_REASONS
 """A new pod would wait for the same thing: such pods are kept, counted and reported, not churned. The kubelet or the scheduler tries again."""
 
+AGENT_FAILED = "AgentFailed"
+DEADLINE_EXCEEDED = "StartupDeadlineExceeded"
+FAILED_START_REASONS = frozenset({AGENT_FAILED, DEADLINE_EXCEEDED})
+"""Reasons that a condition keeps telling when the pod that they speak of is gone and its successor has not shown that it does better."""
+
 
 class DeleteReason(StrEnum):
     """Why a pod is deleted."""
@@ -200,7 +205,8 @@ def plan(pool: PoolFact, pods: Iterable[PodFact], now: datetime, template: Templ
         if failure is None or pod is not failure.pod:
             delete(pod, DeleteReason.STARTUP_DEADLINE if pod in groups.late else DeleteReason.FAILED)
 
-    victims = _victims(pool, groups, template, target, steps, failing=failure is not None or template.error is not None)
+    failed_starts = _failed_starts(pool, groups, template, failure)
+    victims = _victims(pool, groups, template, target, steps, failing=failed_starts > 0 or template.error is not None)
     for pod, reason in victims:
         delete(pod, reason)
     gone = {pod.uid for pod, _ in victims}
@@ -208,30 +214,29 @@ def plan(pool: PoolFact, pods: Iterable[PodFact], now: datetime, template: Templ
 
     room = max(0, pool.spec.max_pods - groups.live())
     wanted = _wanted(staying, target, template, steps)
-    attempt = 0
     if wanted and template.error is not None:
         wanted = 0
         reasons.append("no pod is created, since the template is refused")
-    if wanted and failure is not None:
-        attempt = failure.attempts
-        wait_until = failure.retry_at()
-        probing = any(pod.template_hash == template.hash and not pod.ready for pod in staying)
-        if now < wait_until:
-            timers.at(wait_until)
-            wanted = 0
-            reasons.append(f"start {attempt} failed, the next is tried at {_words_for(wait_until)}")
-        elif failure.attempts > 1:
-            # One pod is enough to find out whether the template works again.
-            wanted = 0 if probing else 1
+    if wanted and failed_starts > 1:
+        # One pod is enough to find out whether the template works again.
+        wanted = 0 if any(pod.template_hash == template.hash and not pod.ready for pod in staying) else 1
+    if wanted and failure is not None and now < (wait_until := failure.retry_at()):
+        timers.at(wait_until)
+        wanted = 0
+        reasons.append(f"start {failed_starts} failed, the next is tried at {_words_for(wait_until)}")
     created = min(wanted, room)
     if created < wanted:
         reasons.append(f"{wanted - created} more would pass maxPods {pool.spec.max_pods}")
     if wanted and failure is not None and failure.pod in groups.late:
         # Also where there is no room: the place that it holds is the one that its successor needs.
         delete(failure.pod, DeleteReason.STARTUP_DEADLINE)
-    creates = tuple(PodCreate(number, attempt) for number in _free_numbers(pool.name, template.hash, all_pods, created))
+    numbers = _free_numbers(pool.name, template.hash, all_pods, created)
+    creates = tuple(PodCreate(number, failed_starts) for number in numbers)
 
-    status = _status(pool, groups, now, template, failure, target, advice, short_of_room=created < wanted)
+    problem = _problem(pool, groups, template, failure, failed_starts)
+    status = _status(
+        pool, groups, now, template, problem, failed_starts, target, advice, short_of_room=created < wanted
+    )
     if creates:
         reasons.append(f"{len(groups.unbound)} unbound of {target}: creates {len(creates)}")
     return Plan(
@@ -341,6 +346,21 @@ class _Failure:
 
     def retry_at(self) -> datetime:
         return self.moment + timedelta(seconds=backoff_seconds(self.attempts))
+
+
+def _failed_starts(pool: PoolFact, groups: _Sorted, template: Template, failure: _Failure | None) -> int:
+    """How many starts of the current template failed in a row.
+
+    The pod of the last one may be gone: its place is the one that its successor needs. Then the status remembers, until something shows that
+    the template works.
+    """
+    if failure is not None:
+        return failure.attempts
+    # A failed pod that is no failure has been outlived by one that works.
+    works = (*(pod for pod in groups.unbound if pod.ready), *groups.failed, *groups.late)
+    if pool.status.get("templateHash") != template.hash or any(pod.template_hash == template.hash for pod in works):
+        return 0
+    return int(pool.status.get("failedStarts") or 0)
 
 
 def backoff_seconds(attempts: int) -> float:
@@ -498,7 +518,9 @@ def _counts(groups: _Sorted) -> dict[str, int]:
     }
 
 
-def _problem(pool: PoolFact, groups: _Sorted, template: Template, failure: _Failure | None) -> _Problem | None:
+def _problem(
+    pool: PoolFact, groups: _Sorted, template: Template, failure: _Failure | None, failed_starts: int
+) -> _Problem | None:
     """The one thing that a person should know, the most certain first."""
     if template.error is not None:
         return _Problem("TemplateInvalid", template.error, stalled=True)
@@ -515,6 +537,10 @@ def _problem(pool: PoolFact, groups: _Sorted, template: Template, failure: _Fail
         evidence = any(pod.ready for pod in current)
         if failure.attempts > 1 or not evidence:
             return _failure_problem(failure, pool)
+    elif failed_starts:
+        told = _previous_conditions(pool).get("Ready", {})
+        if told.get("reason") in FAILED_START_REASONS:
+            return _Problem(told["reason"], told["message"], stalled=failed_starts > 1)
     unschedulable = next((pod for waiting, pod in sorted(held.items(), key=str) if waiting in SCHEDULING_REASONS), None)
     if unschedulable is not None:
         return _Problem(
@@ -530,14 +556,14 @@ def _failure_problem(failure: _Failure, pool: PoolFact) -> _Problem:
     stalled = failure.attempts > 1
     if not pod.finished:
         return _Problem(
-            "StartupDeadlineExceeded",
+            DEADLINE_EXCEEDED,
             f"Pod {pod.name} was not Ready within {pool.spec.startup.deadline_seconds} s"
             + (f": {_first_line(pod.message)}" if pod.message else " (its readiness probe, or its log, says why)"),
             stalled,
         )
     code = "" if pod.exit_code is None else f" with exit code {pod.exit_code}"
     words = _first_line(pod.message) if pod.message else "it left no termination message; its log may say why"
-    return _Problem("AgentFailed", f"Pod {pod.name} ended{code} before a caller came: {words}", stalled)
+    return _Problem(AGENT_FAILED, f"Pod {pod.name} ended{code} before a caller came: {words}", stalled)
 
 
 def _status(
@@ -545,7 +571,8 @@ def _status(
     groups: _Sorted,
     now: datetime,
     template: Template,
-    failure: _Failure | None,
+    problem: _Problem | None,
+    failed_starts: int,
     target: int,
     advice: Recommendation | None,
     *,
@@ -554,7 +581,6 @@ def _status(
     warm = sum(pod.ready for pod in groups.unbound)
     updated = [pod for pod in groups.unbound if pod.template_hash == template.hash]
     updated_warm = sum(pod.ready for pod in updated)
-    problem = _problem(pool, groups, template, failure)
     # What maxPods does not allow is told by AtCapacity and WarmTargetMet.
     possible = min(target, max(0, pool.spec.max_pods - len(groups.bound)))
     old = len(groups.unbound) - len(updated)
@@ -623,6 +649,7 @@ def _status(
         "endedReplicas": len(groups.ended),
         "updatedReplicas": len(updated),
         "failedReplicas": len(groups.failed) + len(groups.late),
+        "failedStarts": 0 if reached else failed_starts,
         # Null takes it out of the status when headroom is no longer asked for.
         "recommendedReplicas": advice.replicas if advice else None,
         "selector": f"{LABEL_POOL}={pool.name},{LABEL_STATE}={BindState.WARM.value}",
@@ -632,13 +659,17 @@ def _status(
     }
 
 
+def _previous_conditions(pool: PoolFact) -> dict[str, Mapping[str, Any]]:
+    return {condition["type"]: condition for condition in pool.status.get("conditions") or ()}
+
+
 class _Conditions:
     """Builds the list of conditions; a transition time moves only when the status does."""
 
     def __init__(self, pool: PoolFact, now: datetime) -> None:
         self._generation = pool.generation
         self._now = now
-        self._previous = {condition["type"]: condition for condition in pool.status.get("conditions") or ()}
+        self._previous = _previous_conditions(pool)
         self._result: list[Json] = []
 
     def previous(self, kind: str) -> Mapping[str, Any] | None:

@@ -306,6 +306,30 @@ class TestRefusals:
         del document["spec"]["template"]
         assert "spec.template: Required value" in self.refused(control_plane, document)
 
+    @pytest.mark.parametrize("field", ["ports", "env", "volumeMounts", "lifecycle", "securityContext"])
+    def test_a_part_of_the_agents_container_that_is_of_the_wrong_kind(
+        self, control_plane: Cluster, namespace: str, field: str
+    ) -> None:
+        agent = {"name": "agent", "image": "localhost/agent:1", field: "8080"}
+        words = self.refused(control_plane, manifest(namespace, template={"spec": {"containers": [agent]}}))
+        assert f"spec.template.spec.containers[0].{field}" in words
+
+    @pytest.mark.parametrize("field", ["volumes", "securityContext", "terminationGracePeriodSeconds"])
+    def test_a_part_of_the_template_that_is_of_the_wrong_kind(
+        self, control_plane: Cluster, namespace: str, field: str
+    ) -> None:
+        document = manifest(namespace)
+        document["spec"]["template"]["spec"][field] = "many"
+        assert f"spec.template.spec.{field}" in self.refused(control_plane, document)
+
+    async def test_nothing_at_all_is_as_if_it_had_been_left_out(self, api: AiohttpKubeApi, namespace: str) -> None:
+        document = manifest(namespace)
+        spec = document["spec"]["template"]["spec"]
+        spec.update(volumes=None, securityContext=None, terminationGracePeriodSeconds=None)
+        spec["containers"][0].update(ports=None, env=None, volumeMounts=None, lifecycle=None, securityContext=None)
+        stored = await api.create(POOLS, namespace, document)
+        assert stored["spec"]["template"]["spec"] == manifest(namespace)["spec"]["template"]["spec"]
+
     def test_a_restart_policy(self, control_plane: Cluster, namespace: str) -> None:
         document = manifest(namespace)
         document["spec"]["template"]["spec"]["restartPolicy"] = "Always"

@@ -180,6 +180,22 @@ async def test_a_warm_pod_that_is_deleted_is_replaced(
     await until("another pod to be Ready", successor)
 
 
+async def test_pods_that_are_deleted_in_the_moment_in_which_they_start_do_not_stay_for_their_long_grace(
+    deployment: Deployment, make_pool: MakePool, kubectl: Kubectl
+) -> None:
+    pool = await make_pool("short-lived", light(), replicas=6, wait=False)
+    told: set[str] = set()
+
+    def new() -> set[str]:
+        return {pod["metadata"]["uid"] for pod in deployment.pods_of(pool)} - told
+
+    # Nobody sees the moment itself: of so many some hit it.
+    for _ in range(4):
+        told |= await until("pods on their way", new, every_seconds=0.05)
+        await kubectl("delete", "pod", "--selector", f"voicepool.dev/pool={pool}", "--wait=false")
+    await until("those pods to go", lambda: told <= told - {pod["metadata"]["uid"] for pod in deployment.pods_of(pool)})
+
+
 async def test_a_call_goes_on_to_its_end_when_its_pool_is_scaled_to_zero_and_deleted(
     deployment: Deployment, make_pool: MakePool, kubectl: Kubectl
 ) -> None:
@@ -376,19 +392,46 @@ def test_the_api_server_refuses_a_mistake_in_words(deployment: Deployment, mista
     assert words in refusal.value.detail
 
 
-async def _stalled(deployment: Deployment, pool: str) -> Json:
-    def stalled() -> Json | None:
-        condition = deployment.conditions(pool).get("Stalled")
-        return condition if condition and condition["status"] == "True" else None
-
-    return await until(f"the condition Stalled of {pool}", stalled)
+NOT_THERE: Json = {"secretRef": {"name": "no-such-secret"}}
+NOWHERE: Json = {"name": "no-such-volume", "mountPath": "/data"}
 
 
-async def test_an_image_that_does_not_exist_is_in_a_condition(deployment: Deployment, make_pool: MakePool) -> None:
-    pool = await make_pool("no-image", {"image": "localhost/no-such-image:1"}, wait=False)
-    condition = await _stalled(deployment, pool)
-    assert condition["reason"] == "ImagePullFailed"
-    assert "localhost/no-such-image:1" in condition["message"]
+@pytest.mark.parametrize(
+    ("pool", "container", "reason", "words"),
+    [
+        ("no-image", {"image": "localhost/no-such-image:1"}, "ImagePullFailed", "'localhost/no-such-image:1': "),
+        (
+            "no-secret",
+            {**light(), "envFrom": [NOT_THERE]},
+            "ContainerConfigFailed",
+            'secret "no-such-secret" not found',
+        ),
+        (
+            "too-large",
+            {**light(), "resources": {"requests": {"memory": "900Gi"}}},
+            "Unschedulable",
+            "0/1 nodes are available: 1 Insufficient memory",
+        ),
+        (
+            "refused",
+            {**REFERENCE, "volumeMounts": [NOWHERE]},
+            "TemplateInvalid",
+            'spec.containers[0].volumeMounts[0].name: Not found: "no-such-volume"',
+        ),
+    ],
+)
+async def test_kubectl_tells_of_a_pool_that_cannot_start_its_agents_why_not(
+    deployment: Deployment, make_pool: MakePool, kubectl: Kubectl, pool: str, container: Json, reason: str, words: str
+) -> None:
+    await make_pool(pool, container, wait=False)
+    path = '{.status.conditions[?(@.type=="Ready")].reason}'
+    await kubectl("wait", f"vpool/{pool}", f"--for=jsonpath={path}={reason}", "--timeout=60s")
+    table = (await kubectl("get", "vpool", pool, "--output", "wide")).splitlines()
+    assert reason in table[1].split()
+    assert words in table[1]
+    described = " ".join((await kubectl("describe", "vpool", pool)).split())
+    assert f"Reason: {reason}" in described
+    assert words in described.partition("Events: ")[0]
 
 
 async def test_a_missing_key_of_the_reference_bot_is_named_in_a_condition(

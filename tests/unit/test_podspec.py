@@ -73,6 +73,7 @@ def test_the_whole_pod() -> None:
                         "failureThreshold": 3,
                         "terminationGracePeriodSeconds": 10,
                     },
+                    "lifecycle": {"preStop": {"sleep": {"seconds": 1}}},
                     "env": [
                         {"name": "VOICEPOOL_POD_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
                         {"name": "VOICEPOOL_POD_UID", "valueFrom": {"fieldRef": {"fieldPath": "metadata.uid"}}},
@@ -86,7 +87,7 @@ def test_the_whole_pod() -> None:
                         {"name": "VOICEPOOL_SESSION_MAX_DURATION_SECONDS", "value": "7200"},
                         {"name": "VOICEPOOL_SESSION_JOIN_TIMEOUT_SECONDS", "value": "30"},
                         {"name": "VOICEPOOL_SESSION_IDLE_TIMEOUT_SECONDS", "value": "300"},
-                        {"name": "VOICEPOOL_TERMINATION_GRACE_SECONDS", "value": "7260"},
+                        {"name": "VOICEPOOL_TERMINATION_GRACE_SECONDS", "value": "7259"},
                     ],
                     "securityContext": {
                         "runAsNonRoot": True,
@@ -103,11 +104,20 @@ def test_the_whole_pod() -> None:
     }
 
 
-@pytest.mark.parametrize(("grace", "told"), [(45, "45"), (None, "7260")])
-def test_the_agent_is_told_the_grace_of_its_template(grace: int | None, told: str) -> None:
+@pytest.mark.parametrize(("grace", "whole", "told"), [(45, 45, "44"), (None, 7260, "7259"), (0, 0, "0")])
+def test_the_agent_is_told_what_is_left_of_the_grace_of_its_template_when_it_is_told_to_stop(
+    grace: int | None, whole: int, told: str
+) -> None:
     pod = built(spec={"terminationGracePeriodSeconds": grace})
-    assert pod["spec"]["terminationGracePeriodSeconds"] == int(told)
+    assert pod["spec"]["terminationGracePeriodSeconds"] == whole
     assert {"name": "VOICEPOOL_TERMINATION_GRACE_SECONDS", "value": told} in agent_of(pod)["env"]
+
+
+def test_a_handler_of_the_templates_own_is_taken_for_one_that_takes_no_time() -> None:
+    own = {"postStart": {"exec": {"command": ["true"]}}, "preStop": {"exec": {"command": ["true"]}}}
+    pod = built({"lifecycle": own}, spec={"terminationGracePeriodSeconds": 45})
+    assert agent_of(pod)["lifecycle"] == own
+    assert {"name": "VOICEPOOL_TERMINATION_GRACE_SECONDS", "value": "45"} in agent_of(pod)["env"]
 
 
 def test_the_agent_is_told_how_far_to_go_before_it_waits() -> None:
@@ -140,13 +150,14 @@ def test_what_the_template_sets_is_kept() -> None:
         "ports": [{"name": "agent", "containerPort": 8080}],
         "readinessProbe": {"exec": {"command": ["true"]}},
         "livenessProbe": {"exec": {"command": ["true"]}},
+        "lifecycle": {"preStop": {"exec": {"command": ["true"]}}},
         "env": [{"name": "VOICEPOOL_SESSION_IDLE_TIMEOUT_SECONDS", "value": "9"}],
         "securityContext": {"readOnlyRootFilesystem": False},
         "volumeMounts": [{"name": "mine", "mountPath": "/tmp"}],
     }
     pod = built(own, spec={"automountServiceAccountToken": True})
     agent = agent_of(pod)
-    for field in ("ports", "readinessProbe", "livenessProbe", "volumeMounts"):
+    for field in ("ports", "readinessProbe", "livenessProbe", "lifecycle", "volumeMounts"):
         assert agent[field] == own[field]
     assert [entry["value"] for entry in agent["env"] if entry["name"].endswith("IDLE_TIMEOUT_SECONDS")] == ["9"]
     assert agent["securityContext"]["readOnlyRootFilesystem"] is False

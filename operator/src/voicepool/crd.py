@@ -163,7 +163,9 @@ def _structural(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> Sc
 
 
 def _template_schema(description: str) -> Schema:
-    """Open for every field that a pod may have, declared as far as the rules below need it."""
+    """Open for every field that a pod may have, declared as far as the rules below and :mod:`voicepool.podspec` need it."""
+    an_object: Schema = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+    objects: Schema = {"type": "array", "items": an_object}
 
     def text_map() -> Schema:
         return {
@@ -189,6 +191,14 @@ def _template_schema(description: str) -> Schema:
                 "x-kubernetes-preserve-unknown-fields": True,
                 "properties": {
                     "restartPolicy": {"type": "string", "maxLength": 32},
+                    "terminationGracePeriodSeconds": {
+                        "type": "integer",
+                        "format": "int64",
+                        "minimum": 0,
+                        "description": "How many seconds a bound agent has to end its call when its pod is deleted.",
+                    },
+                    "securityContext": an_object,
+                    "volumes": objects,
                     "containers": {
                         "type": "array",
                         "description": "One of them is named agent.",
@@ -200,6 +210,8 @@ def _template_schema(description: str) -> Schema:
                             "properties": {
                                 "name": {"type": "string", "maxLength": 63},
                                 "image": {"type": "string", "maxLength": 1024},
+                                **dict.fromkeys(("ports", "env", "volumeMounts"), objects),
+                                **dict.fromkeys(("lifecycle", "securityContext"), an_object),
                             },
                         },
                     },
@@ -250,6 +262,9 @@ def _status_schema() -> Schema:
             "updatedReplicas": count("Number of unbound pods of the current template."),
             "recommendedReplicas": count("How many pods spec.headroom recommends to keep warm."),
             "failedReplicas": count("Number of unbound pods that ended, or were not Ready in time."),
+            "failedStarts": count(
+                "How many starts of the current template failed in a row; the wait before the next grows with it."
+            ),
             "sessions": {
                 "type": "object",
                 "description": "Sessions since the pool was made, as the operators at work saw them; metrics tell the reasons.",

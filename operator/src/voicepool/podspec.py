@@ -34,6 +34,10 @@ Json = dict[str, Any]
 
 TEMPORARY_FOLDER = "/tmp"  # noqa: S108 - the folder inside the agent's container
 TEMPORARY_VOLUME = "voicepool-tmp"
+STOP_DELAY_SECONDS = 1
+"""From a pod's deletion to the agent's SIGTERM. The kubelet may send it in the moment in which the container starts; the kernel drops it, since
+process 1 has no handler yet, and the pod of a deleted pool would stay for its whole grace, which is as long as a call."""
+STOP_DELAY = {"sleep": {"seconds": STOP_DELAY_SECONDS}}
 GOODBYE_SECONDS = 60
 """Past the maximum duration of a session, for the agent to end it by itself."""
 
@@ -151,13 +155,19 @@ def _complete_agent(container: Json, spec: Json, pool: PoolFact, settings: PodSe
             "periodSeconds": 10,
             "timeoutSeconds": 5,
             "failureThreshold": 3,
-            # An agent that hangs cannot finish a call: the pod's long grace is not for it.
+            # An agent that hangs cannot finish a call: the pod's long grace is not for it. Where the pod has no other container the
+            # kubelet takes that grace all the same; the agent's own watchdog is quicker.
             "terminationGracePeriodSeconds": 10,
         },
     )
+    before_stop = container.setdefault("lifecycle", {}).setdefault("preStop", STOP_DELAY)
+    # Kubernetes counts it into the grace; how long another handler takes is not known.
+    grace_seconds = spec["terminationGracePeriodSeconds"] - (STOP_DELAY_SECONDS if before_stop == STOP_DELAY else 0)
     environment: list[Json] = container.setdefault("env", [])
     own = {variable.get("name") for variable in environment}
-    environment.extend(variable for variable in _environment(pool, spec, settings) if variable["name"] not in own)
+    environment.extend(
+        variable for variable in _environment(pool, grace_seconds, settings) if variable["name"] not in own
+    )
     security: Json = container.setdefault("securityContext", {})
     pod_security: Mapping[str, Any] = spec.get("securityContext") or {}
     for field, value in (
@@ -178,7 +188,7 @@ def _complete_agent(container: Json, spec: Json, pool: PoolFact, settings: PodSe
             volumes.append({"name": TEMPORARY_VOLUME, "emptyDir": {}})
 
 
-def _environment(pool: PoolFact, spec: Json, settings: PodSettings) -> list[Json]:
+def _environment(pool: PoolFact, grace_seconds: int, settings: PodSettings) -> list[Json]:
     def from_field(name: str, path: str) -> Json:
         return {"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}}
 
@@ -193,7 +203,7 @@ def _environment(pool: PoolFact, spec: Json, settings: PodSettings) -> list[Json
         {"name": "VOICEPOOL_SESSION_MAX_DURATION_SECONDS", "value": str(session.max_duration_seconds)},
         {"name": "VOICEPOOL_SESSION_JOIN_TIMEOUT_SECONDS", "value": str(session.join_timeout_seconds)},
         {"name": "VOICEPOOL_SESSION_IDLE_TIMEOUT_SECONDS", "value": str(session.idle_timeout_seconds)},
-        {"name": "VOICEPOOL_TERMINATION_GRACE_SECONDS", "value": str(spec["terminationGracePeriodSeconds"])},
+        {"name": "VOICEPOOL_TERMINATION_GRACE_SECONDS", "value": str(max(0, grace_seconds))},
         *_recording(session.recording),
     ]
 

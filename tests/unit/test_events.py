@@ -106,6 +106,15 @@ class TestHappenings:
         gone = ended(0, 0, phase="Failed", exit_code=1, message=SUMMARY)
         assert kinds(bound(0), gone) == [(Kind.SESSION_ENDED, "caller-left")]
 
+    def test_a_bound_pod_that_is_deleted_and_leaves_without_a_word_never_had_its_session(self) -> None:
+        gone = ended(0, 0, message=None, deleting=True)
+        assert kinds(bound(0), gone) == [(Kind.SESSION_UNDELIVERED, "undelivered")]
+
+    @pytest.mark.parametrize("facts", [{"message": "bye"}, {"exit_code": 137}, {"deleting": False}], ids=str)
+    def test_another_end_is_not_taken_for_a_session_that_never_was(self, facts: dict[str, Any]) -> None:
+        gone = ended(0, 0, **{"message": None, "deleting": True, **facts})
+        assert Kind.SESSION_UNDELIVERED not in dict(kinds(bound(0), gone))
+
     def test_a_bound_pod_that_vanishes_drops_its_session(self) -> None:
         assert kinds(bound(0), None) == [(Kind.SESSION_DROPPED, "deleted")]
 

@@ -159,7 +159,7 @@ def test_the_signature_is_that_of_the_specifications_own_example() -> None:
     [
         (started(), "session.started", None),
         (Happening(Kind.SESSION_DROPPED, bound(0), "deleted"), "session.dropped", "deleted"),
-        (Happening(Kind.SESSION_UNDELIVERED, bound(0), "deleted"), "session.dropped", "undelivered"),
+        (Happening(Kind.SESSION_UNDELIVERED, bound(0), "undelivered"), "session.dropped", "undelivered"),
     ],
 )
 def test_each_beginning_and_end_has_a_type_and_a_reason(happening: Happening, kind: str, reason: str | None) -> None:

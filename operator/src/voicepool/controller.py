@@ -23,6 +23,7 @@ from voicepool.agents import AgentStatus
 from voicepool.binding import drain_patch, take_over_patch
 from voicepool.disruption import BudgetFact, budget, budget_change, budget_name, budget_spec
 from voicepool.events import (
+    UNDELIVERED,
     Happening,
     Kind,
     Note,
@@ -814,9 +815,7 @@ class Controller:
         pool = (pod.namespace, pod.pool)
         if pod.uid in self._reaped and happening.kind in (Kind.SESSION_ENDED, Kind.SESSION_DROPPED):
             # Nobody was in it: neither a call that ended nor one that was lost.
-            self._sessions[pool]["undelivered"] += 1
-            self._metrics.sessions_ended.labels(*pool, DeleteReason.UNDELIVERED.value).inc()
-            happening = dataclasses.replace(happening, kind=Kind.SESSION_UNDELIVERED)
+            happening = Happening(Kind.SESSION_UNDELIVERED, pod, UNDELIVERED)
         match happening.kind:
             case Kind.BECAME_WARM:
                 asked_at = self._asked_for_at.pop(pod.uid, None)
@@ -836,8 +835,8 @@ class Controller:
                     self._metrics.session_waited_seconds.labels(*pool).observe(pod.waited_seconds)
                 if pod.bound_at is not None:
                     self._metrics.event_lag_seconds.observe(max(0.0, (self._now() - pod.bound_at).total_seconds()))
-            case Kind.SESSION_ENDED:
-                self._sessions[pool]["ended"] += 1
+            case Kind.SESSION_ENDED | Kind.SESSION_UNDELIVERED:
+                self._sessions[pool]["ended" if happening.kind is Kind.SESSION_ENDED else "undelivered"] += 1
                 self._metrics.sessions_ended.labels(*pool, happening.reason).inc()
             case Kind.SESSION_DROPPED:
                 self._sessions[pool]["dropped"] += 1

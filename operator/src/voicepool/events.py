@@ -25,6 +25,8 @@ MAX_NOTE_BYTES = 1000
 """The API server takes 1024."""
 
 OTHER = "other"
+UNDELIVERED = "undelivered"
+"""The reason of a session that was bound and never reached its agent; no caller was in it."""
 SUMMARY_REASONS = frozenset(
     {
         "caller-left",
@@ -65,7 +67,7 @@ class Kind(StrEnum):
     SESSION_ENDED = "session_ended"
     SESSION_DROPPED = "session_dropped"
     SESSION_UNDELIVERED = "session_undelivered"
-    """The operator deleted a bound pod whose agent never got its session; told by whoever deleted it, not by two looks."""
+    """A bound pod was deleted whose agent never got its session."""
     START_FAILED = "start_failed"
     WARM_POD_DIED = "warm_pod_died"
 
@@ -112,7 +114,10 @@ def happenings(old: PodFact | None, new: PodFact | None) -> tuple[Happening, ...
 
 
 def end_of_session(pod: PodFact) -> Happening:
-    """How the session of a bound pod that has finished came to its end: by its agent's summary, or dropped without one."""
+    """How the session of a bound pod that has finished came to its end: by its agent's summary, dropped without one, or never begun."""
+    if pod.deleting and pod.exit_code == 0 and not pod.message:
+        # An agent that has a session leaves a summary; this one was parked when it was told to stop, for instance by a gateway that gave it up.
+        return Happening(Kind.SESSION_UNDELIVERED, pod, UNDELIVERED)
     reason = _summary_reason(pod.message)
     if reason is None and pod.exit_code != 0 and pod.phase != "Succeeded":
         return Happening(Kind.SESSION_DROPPED, pod, _drop_reason(pod))

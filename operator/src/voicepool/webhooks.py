@@ -45,8 +45,6 @@ TYPES: Mapping[Kind, str] = {
     Kind.SESSION_DROPPED: "session.dropped",
     Kind.SESSION_UNDELIVERED: "session.dropped",
 }
-UNDELIVERED = "undelivered"
-"""The reason of a session that was bound and never reached its agent; no caller was in it."""
 
 
 class WebhookSecretError(ValueError):
@@ -71,7 +69,6 @@ def message_of(happening: Happening, now: datetime) -> Message | None:
         return None
     pod = happening.pod
     started = happening.kind is Kind.SESSION_STARTED
-    reason = UNDELIVERED if happening.kind is Kind.SESSION_UNDELIVERED else happening.reason
     at = pod.bound_at if started else pod.finished_at
     body = {
         "type": kind,
@@ -80,7 +77,7 @@ def message_of(happening: Happening, now: datetime) -> Message | None:
             "sessionId": pod.session,
             "namespace": pod.namespace,
             "pool": pod.pool,
-            "reason": None if started else reason,
+            "reason": None if started else happening.reason,
             "createdAt": timestamp(pod.bound_at) if pod.bound_at else None,
             "endedAt": None if started else timestamp(pod.finished_at or now),
             "coldStart": pod.cold_start is not None,

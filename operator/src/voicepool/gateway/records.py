@@ -10,7 +10,7 @@ from pydantic_core import from_json
 
 from voicepool.agents import AgentStatus
 from voicepool.binding import is_candidate
-from voicepool.events import OTHER, Happening, Kind, end_of_session
+from voicepool.events import OTHER, UNDELIVERED, Happening, Kind, end_of_session
 from voicepool.gateway.view import ClusterView, PoolKey, is_live
 from voicepool.model import BindState, PodFact
 from voicepool.session_api import RecordedAgent, SessionRecord
@@ -73,6 +73,7 @@ _END_STATES: Mapping[str, str] = {
     "provider-failed": "agent_error",
     "livekit-lost": "agent_error",
     "stuck": "agent_error",
+    UNDELIVERED: "agent_start_timeout",
     OTHER: "unknown",
 }
 """From the reasons in an agent's summary to Pipecat Cloud's words; whatever is not here is an ordinary end."""

@@ -51,6 +51,7 @@ CANNOT_BE_BUILT = {
 FAILS_IN_CALLS = {
     "needs_a_name.py": _first("name = runner_args.body['name']"),
     "blocks.py": _when_a_caller_comes("time.sleep(600)", "time"),
+    "holds_the_lock.py": _when_a_caller_comes("sum(range(10**15))"),
     "eats_memory.py": _when_a_caller_comes("fail.hoard = b'x' * 2**30"),
     "long_goodbye.py": f"import asyncio\n{QUIET_BOT}\nasync def goodbye(worker, reason):\n    await asyncio.sleep(600)\n",
 }

@@ -171,7 +171,7 @@ class SessionFailure:
         return f"| {self.what} | `{self.completion}` | `{self.reason}` | {last} |"
 
 
-DROPPED = "Session ... was dropped with pod ... ({}, exit code 137)"
+DROPPED = "Session ... was dropped with pod ... ({}, exit code {})"
 
 SESSION_FAILURES = (
     SessionFailure("nobody-joins", "nobody joins within `session.joinTimeoutSeconds`", "nobody-joined"),
@@ -236,11 +236,19 @@ SESSION_FAILURES = (
         " await there, or put it into asyncio.to_thread()",
     ),
     SessionFailure(
+        "holds-the-lock",
+        "a C function that the bot calls keeps the interpreter's lock in the call",
+        "crashed",
+        "dropped",
+        DROPPED.format("crashed", 1),
+        1,
+    ),
+    SessionFailure(
         "eats-memory",
         "the agent needs more memory than its limit",
         "out-of-memory",
         "dropped",
-        DROPPED.format("out-of-memory"),
+        DROPPED.format("out-of-memory", 137),
         137,
     ),
     SessionFailure(
@@ -253,7 +261,7 @@ SESSION_FAILURES = (
 )
 
 KILLED = SessionFailure(
-    "killed", "the agent is killed in the call (kill -9)", "crashed", "dropped", DROPPED.format("crashed"), 137
+    "killed", "the agent is killed in the call (kill -9)", "crashed", "dropped", DROPPED.format("crashed", 137), 137
 )
 LIVEKIT_LOST = SessionFailure(
     "livekit-killed",

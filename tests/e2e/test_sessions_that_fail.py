@@ -284,6 +284,10 @@ async def the_bot_blocks(stage: Stage, pool: str) -> Ended:
     return await _with_a_caller(stage, pool, light("blocks.py", VOICEPOOL_BLOCKED_TIMEOUT_SECONDS="3"))
 
 
+async def the_bot_holds_the_lock(stage: Stage, pool: str) -> Ended:
+    return await _with_a_caller(stage, pool, light("holds_the_lock.py", VOICEPOOL_BLOCKED_TIMEOUT_SECONDS="3"))
+
+
 async def the_bot_eats_memory(stage: Stage, pool: str) -> Ended:
     container = light("eats_memory.py")
     container["resources"]["limits"] = {"memory": "400Mi"}
@@ -334,6 +338,7 @@ CAUSES: dict[str, Callable[[Stage, str], Awaitable[Ended]]] = {
     "closes": a_provider_closes,
     "raises": the_bot_raises,
     "blocks": the_bot_blocks,
+    "holds-the-lock": the_bot_holds_the_lock,
     "eats-memory": the_bot_eats_memory,
     "killed-in-goodbye": it_is_killed_in_its_goodbye,
 }

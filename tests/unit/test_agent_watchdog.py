@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 import threading
 import traceback
 from pathlib import Path
@@ -60,6 +62,33 @@ async def test_the_line_that_holds_up_the_loop_is_named(monkeypatch: pytest.Monk
     line = traceback.extract_stack(limit=1)[0].lineno
     given_up.wait(timeout=30)  # holds up the loop, as a bot would
     assert noticed == [f"line {(line or 0) + 1} of {Path(__file__).name}"] * 2
+
+
+@pytest.mark.parametrize(
+    ("hang", "live"),
+    [
+        ("sum(range(10**12))", "itertools.repeat(True)"),
+        ("await asyncio.sleep(60)", "itertools.chain([True], itertools.repeat(False))"),
+    ],
+    ids=["the interpreter's lock is kept", "it does not come to its end"],
+)
+def test_an_agent_that_hangs_where_no_thread_of_its_own_can_help_is_ended(hang: str, live: str) -> None:
+    program = f"""
+import asyncio, itertools
+from voicepool_agent.watchdog import Watchdog
+
+live = {live}
+
+async def hang():
+    Watchdog(lambda: 0.5, print, print, None, lambda: next(live), last_resort_seconds=0.5).start()
+    await asyncio.sleep(0)
+    {hang}
+
+asyncio.run(hang())
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("Timeout (0:00:01)!")
 
 
 def test_without_a_line_of_the_bots_own_the_innermost_is_named() -> None:

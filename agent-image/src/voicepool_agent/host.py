@@ -297,7 +297,9 @@ class Host:
         """Live. Returns the exit code: 0 after a session or an orderly stop, 1 when the bot could not be built."""
         parking.install(self, os.environ)
         self._take_signals()
-        Watchdog(self._blocked_limit, self._note_blocked, self._leave_blocked, self._folder).start()
+        Watchdog(
+            self._blocked_limit, self._note_blocked, self._leave_blocked, self._folder, lambda: self.is_live
+        ).start()
         self._phase("interpreter", process.age_seconds())
         bot = asyncio.create_task(self._run_bot(), name="bot")
         try:

@@ -1,14 +1,17 @@
 """Watches the event loop from a thread of its own, and names the line of code that holds it up.
 
 While a coroutine does not give way, no timer fires, no probe is answered and no audio flows, and nothing that runs in the
-loop could tell. Invariants: only time in which this thread itself ran counts, so that a process that was frozen is
-not blamed; code that keeps the interpreter to itself (a C extension that holds the GIL) stops this thread as well, and is
-left to the kubelet and `/livez`.
+loop could tell. Invariants: only time in which this thread itself ran counts, so that a process that was frozen for a
+moment is not blamed; code that keeps the interpreter to itself (a C extension that holds the GIL) stops this thread as well,
+and then a timer that needs no interpreter ends the process (`faulthandler`). The kubelet would not: where a liveness probe
+of a pod with `restartPolicy: Never` fails, it waits for the whole grace of the pod, which is as long as a call.
 """
 
 from __future__ import annotations
 
 import asyncio
+import faulthandler
+import itertools
 import sys
 import threading
 import time
@@ -20,6 +23,11 @@ from pathlib import Path
 TICK_SECONDS = 0.25
 NOTICE_SHARE = 0.1
 """Of the limit: for longer blocks there is a line in the log."""
+
+LAST_RESORT_SECONDS = 20.0
+"""Past the limit, until the process is ended from outside of the interpreter."""
+LAST_RESORT_EVERY_TICKS = 20
+"""So often that is put off."""
 
 
 @dataclass(slots=True)
@@ -58,6 +66,8 @@ class Watchdog:
         notice: called in the watching thread, once for each long block, with its place.
         give_up: called there when the limit is over, with the seconds and the place. It ends the process.
         folder: of the bot, whose lines are named first.
+        is_live: whether the agent is; one that is not is ended as well.
+        last_resort_seconds: see :data:`LAST_RESORT_SECONDS`.
     """
 
     def __init__(
@@ -66,7 +76,12 @@ class Watchdog:
         notice: Callable[[str], None],
         give_up: Callable[[float, str], None],
         folder: Path | None,
+        is_live: Callable[[], bool] = lambda: True,
+        last_resort_seconds: float = LAST_RESORT_SECONDS,
     ) -> None:
+        self._limit_seconds = limit_seconds
+        self._is_live = is_live
+        self._last_resort_seconds = last_resort_seconds
         self._patience = Patience(limit_seconds)
         self._notice = notice
         self._give_up = give_up
@@ -85,8 +100,19 @@ class Watchdog:
         self._loop.call_later(TICK_SECONDS, self._beat)
 
     def _watch(self) -> None:
-        while not self._loop.is_closed():
+        try:
+            self._watch_until_closed()
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+
+    def _watch_until_closed(self) -> None:
+        for tick in itertools.count():
+            if tick % LAST_RESORT_EVERY_TICKS == 0 and self._is_live():
+                # Whatever it says goes to the log: who keeps the lock, and where the other threads are.
+                faulthandler.dump_traceback_later(self._limit_seconds() + self._last_resort_seconds, exit=True, file=2)
             time.sleep(TICK_SECONDS)
+            if self._loop.is_closed():
+                return
             verdict = self._patience.tick(self._beats)
             if verdict is None:
                 continue

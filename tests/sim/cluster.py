@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import deque
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Literal
@@ -17,7 +17,7 @@ from typing import Any, Literal
 import jwt
 
 from voicepool.agents import AgentStatus
-from voicepool.gateway.delivery import Accepted, Courier, NotReached, Outcome, Refused, Unknown
+from voicepool.gateway.delivery import Accepted, Call, Courier, NotReached, Outcome, Refused, Unknown
 from voicepool.gateway.livekit import LiveKitServer, RoomState
 from voicepool.kube.api import PODS, Json
 from voicepool.model import AGENT_CONTAINER, PodFact
@@ -325,6 +325,14 @@ class SimulatedCourier(Courier):
 
     async def bind(self, pod: PodFact, order: str) -> Outcome:
         return await self._bring(pod, lambda agent: self._cluster.take(agent, order), lost_seconds=4.0)
+
+    def call(self, pod: PodFact, order: str) -> Call:
+        async def bring(body: AsyncIterator[bytes]) -> Outcome:
+            async for _ in body:
+                return await self.bind(pod, order)
+            raise AssertionError("an order has one piece")
+
+        return Call(bring, order, 4.0)
 
     async def end(self, pod: PodFact, order: str) -> Outcome:
         claims: dict[str, Any] = jwt.decode(order, options={"verify_signature": False})

@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Literal
+from typing import Literal, Self
 
 from voicepool.binding import DELIVERY_DEADLINE_SECONDS
 from voicepool.gateway.assignments import Assignment, Letter, Signer
-from voicepool.gateway.delivery import Accepted, Courier, NotReached, Outcome, Refused, Unknown
+from voicepool.gateway.delivery import Accepted, Call, Courier, NotReached, Outcome, Refused, Unknown
 from voicepool.gateway.errors import LiveKitUnavailable
 from voicepool.gateway.livekit import LiveKitServer, Rooms, agent_identity, agent_token
 from voicepool.gateway.options import GatewayOptions
@@ -30,6 +31,21 @@ SETTLE_SECONDS = 2.0
 def last_delivery(pod: PodFact, otherwise: datetime) -> datetime:
     """Until when an assignment for a bound pod may be good."""
     return (pod.bound_at or otherwise) + timedelta(seconds=DELIVERY_DEADLINE_SECONDS)
+
+
+@dataclass(slots=True)
+class Errand:
+    """What can be done of a delivery while the pod is being bound. Nothing of it is left open in the end."""
+
+    letter: Letter | None = None
+    call: Call | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.call is not None:
+            self.call.hang_up()
 
 
 class Deliverer:
@@ -52,8 +68,13 @@ class Deliverer:
         self._options = options
         self._now = now
 
-    def letter(self, pod: PodFact, request: StartRequest, server: LiveKitServer) -> Letter:
-        """Write the assignment of a pod, which need not be bound yet. Its agent goes on with the request's trace."""
+    def prepare(self, errand: Errand, pod: PodFact, request: StartRequest, server: LiveKitServer) -> None:
+        """Write the assignment of a pod that is not bound yet, and connect to its agent."""
+        errand.letter = self._letter(pod, request, server)
+        errand.call = self._courier.call(pod, errand.letter.order)
+
+    def _letter(self, pod: PodFact, request: StartRequest, server: LiveKitServer) -> Letter:
+        # The agent goes on with the request's trace.
         now = self._now()
         expires_at = min(now + timedelta(seconds=self._options.assignment_seconds), last_delivery(pod, now))
         return Letter(self._order(pod, request, server, expires_at), expires_at)
@@ -63,22 +84,23 @@ class Deliverer:
         left = (letter.expires_at - self._now()).total_seconds()
         return left > self._options.assignment_seconds / 2 and letter.expires_at <= last_delivery(pod, self._now())
 
-    async def deliver(self, hold: Hold, request: StartRequest, server: LiveKitServer) -> str | None:
+    async def deliver(self, hold: Hold, request: StartRequest, server: LiveKitServer, errand: Errand) -> str | None:
         """Bring the assignment to the agent; None when it was accepted, else why it certainly was not.
 
         When no answer comes, the agent is asked until the assignment has expired, and is brought it again if it says that it is parked (the same
         session twice is harmless there). Only past the expiry, from which on agent and LiveKit server refuse it, is the session free for another pod.
         """
-        letter = hold.letter
+        letter, call = errand.letter, errand.call
         if letter is None or not self._is_fresh(letter, hold.pod):
-            letter = self.letter(hold.pod, request, server)
-        order, expires_at = letter.order, letter.expires_at
+            letter, call = self._letter(hold.pod, request, server), None
+        expires_at = letter.expires_at
         if expires_at <= self._now():
             # The API server took so long with the bind that nothing may be sent any more.
             return "TOO_LATE"
+        bringing = call.bring() if call is not None else self._courier.bind(hold.pod, letter.order)
         while True:
             hold.sent_until = expires_at
-            match await self._courier.bind(hold.pod, order):
+            match await bringing:
                 case Accepted():
                     return None
                 case Refused(code):
@@ -101,7 +123,7 @@ class Deliverer:
                     return "ENDING"
                 if status is not None and status.state == "parked" and left > self._options.status_interval_seconds:
                     # A letter is good for once.
-                    order = self._order(hold.pod, request, server, expires_at)
+                    bringing = self._courier.bind(hold.pod, self._order(hold.pod, request, server, expires_at))
                     break
                 await asyncio.sleep(min(self._options.status_interval_seconds, max(0.0, left)))
             else:

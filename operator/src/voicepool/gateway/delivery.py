@@ -6,8 +6,11 @@ order left, and everything else is `Unknown`: the agent may have taken the sessi
 
 from __future__ import annotations
 
+import asyncio
 import json
+from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass
+from functools import partial
 
 import aiohttp
 
@@ -40,6 +43,50 @@ class Unknown:
 Outcome = Accepted | Refused | NotReached | Unknown
 
 
+class Call:
+    """A connection to an agent that is made while its pod is being bound, for an assignment of which not one byte goes out before the bind.
+
+    To connect takes as long as to be answered; beside the patch it costs the caller nothing. aiohttp sends a request's head together with the first
+    piece of its body, so the agent of a pod that is lost to another gateway sees a connection that comes and goes.
+
+    Args:
+        request: brings a body that comes in pieces.
+        order: the assignment.
+        timeout_seconds: for the answer, from when the assignment goes out.
+    """
+
+    def __init__(
+        self,
+        request: Callable[[AsyncIterator[bytes]], Coroutine[None, None, Outcome]],
+        order: str,
+        timeout_seconds: float,
+    ) -> None:
+        self._order = order
+        self._timeout_seconds = timeout_seconds
+        self._bound = asyncio.Event()
+        self._sent = False
+        self._request = asyncio.create_task(request(self._body()))
+
+    async def _body(self) -> AsyncIterator[bytes]:
+        await self._bound.wait()
+        self._sent = True
+        yield self._order.encode()
+
+    async def bring(self) -> Outcome:
+        """Bring the assignment, now that the pod is bound."""
+        self._bound.set()
+        try:
+            async with asyncio.timeout(self._timeout_seconds):
+                outcome = await self._request
+        except TimeoutError:
+            outcome = Unknown()
+        return outcome if self._sent else NotReached()
+
+    def hang_up(self) -> None:
+        """Close the connection; harmless when the assignment was brought."""
+        self._request.cancel()
+
+
 class Courier:
     """Talks to agents.
 
@@ -62,6 +109,11 @@ class Courier:
         """Bring an assignment."""
         return await self._order(pod, "/bind", order)
 
+    def call(self, pod: PodFact, order: str) -> Call:
+        """Connect to an agent whose pod is still being bound, to bring it an assignment."""
+        request = partial(self._post, pod, "/bind", len(order), None)
+        return Call(request, order, self._bind_timeout_seconds)
+
     async def end(self, pod: PodFact, order: str) -> Outcome:
         """Bring the order to end the session."""
         return await self._order(pod, "/end", order)
@@ -76,14 +128,17 @@ class Courier:
         return await self._status(pod, query, seconds + self._status_timeout_seconds)
 
     async def _order(self, pod: PodFact, path: str, order: str) -> Outcome:
-        timeout = aiohttp.ClientTimeout(
-            total=self._bind_timeout_seconds, sock_connect=self._bind_timeout_seconds * 0.75
-        )
-        headers = {"Content-Type": "application/jwt"}
+        return await self._post(pod, path, len(order), self._bind_timeout_seconds, order.encode())
+
+    async def _post(
+        self, pod: PodFact, path: str, length: int, timeout_seconds: float | None, order: bytes | AsyncIterator[bytes]
+    ) -> Outcome:
+        timeout = aiohttp.ClientTimeout(total=timeout_seconds, sock_connect=self._bind_timeout_seconds * 0.75)
+        headers = {"Content-Type": "application/jwt", "Content-Length": str(length)}
         try:
             async with self._http.post(
                 agent_url(pod, path, self._port),
-                data=order.encode(),
+                data=order,
                 headers=headers,
                 timeout=timeout,
                 allow_redirects=False,

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
-from voicepool.gateway.assignments import Letter
 from voicepool.gateway.livekit import LiveKitServer
 from voicepool.gateway.tracing import Span
 from voicepool.gateway.view import PoolKey
@@ -82,8 +81,6 @@ class Hold:
     """A pod that was bound for a session whose agent has not accepted yet."""
 
     pod: PodFact
-    letter: Letter | None = None
-    """The assignment, where it was written while the bind was under way."""
     sent_until: datetime | None = None
     """The expiry of the last assignment that may have arrived; None: none was sent."""
 

@@ -23,11 +23,11 @@ from typing import Literal
 from voicepool.agents import AgentStatus
 from voicepool.gateway.acquirer import Acquirer
 from voicepool.gateway.allocator import Allocator
-from voicepool.gateway.assignments import Letter, Signer
+from voicepool.gateway.assignments import Signer
 from voicepool.gateway.background import Background
 from voicepool.gateway.binder import Binder
 from voicepool.gateway.cold_starts import ColdStarts
-from voicepool.gateway.deliverer import SETTLE_SECONDS, Deliverer, last_delivery
+from voicepool.gateway.deliverer import SETTLE_SECONDS, Deliverer, Errand, last_delivery
 from voicepool.gateway.delivery import Accepted, Courier
 from voicepool.gateway.demand import Demand
 from voicepool.gateway.errors import (
@@ -306,21 +306,22 @@ class Sessions:
                 queued_seconds += loop.time() - waited
                 deadline += loop.time() - waited
                 async with asyncio.timeout_at(deadline):
-                    bound = await self._bind_with_room(
-                        candidate, pool, request, server, loop.time() - began, hold, trouble
-                    )
-                    if bound is None:
-                        conflicts += 1
-                        request.span.note(conflicts=conflicts)
-                        continue
-                    mine.add(bound.uid)
-                    if request.keyed and await self._rival(request, mine, trouble):
-                        await self._yield(hold)
-                        continue
-                    since_bind = loop.time()
-                    with request.span.child("delivery", pod=bound.name) as step:
-                        refusal = await self._deliverer.deliver(hold[-1], request, server)
-                        step.note(outcome=(refusal or "accepted").lower())
+                    with Errand() as errand:
+                        bound = await self._bind_with_room(
+                            candidate, pool, request, server, loop.time() - began, hold, trouble, errand
+                        )
+                        if bound is None:
+                            conflicts += 1
+                            request.span.note(conflicts=conflicts)
+                            continue
+                        mine.add(bound.uid)
+                        if request.keyed and await self._rival(request, mine, trouble):
+                            await self._yield(hold)
+                            continue
+                        since_bind = loop.time()
+                        with request.span.child("delivery", pod=bound.name) as step:
+                            refusal = await self._deliverer.deliver(hold[-1], request, server, errand)
+                            step.note(outcome=(refusal or "accepted").lower())
                     if refusal is None:
                         hold.clear()
                         self._metrics.delivery_seconds.labels(*request.key).observe(loop.time() - since_bind)
@@ -359,10 +360,11 @@ class Sessions:
         waited_seconds: float,
         hold: list[Hold],
         trouble: Trouble,
+        errand: Errand,
     ) -> PodFact | None:
         """Bind the pod, and see to the room; None when the pod is lost.
 
-        Side by side where the server has just made a room, and the assignment is written meanwhile. When the room then fails after all, the pod is in
+        Side by side where the server has just made a room, and the delivery is prepared meanwhile. When the room then fails after all, the pod is in
         `hold`, and is given up as one that nothing was sent to. Else the room comes first: a server that is down would cost a warm pod for each caller
         whom it refuses. A caller's own room comes first too: that it has gone is nothing unusual.
         """
@@ -374,21 +376,24 @@ class Sessions:
                 self._allocator.release(candidate)
                 raise
             return await self._bind(candidate, pool, request, waited_seconds, hold, trouble)
-        preparing = asyncio.create_task(self._prepare(candidate, pool, request, server))
+        beside = asyncio.create_task(self._prepare(candidate, pool, request, server, errand))
         try:
             bound = await self._bind(candidate, pool, request, waited_seconds, hold, trouble)
-            letter = await preparing
+            await beside
+            return bound
         finally:
-            preparing.cancel()
-            await asyncio.gather(preparing, return_exceptions=True)
-        if bound is not None:
-            hold[-1].letter = letter
-        return bound
+            # Where all is done there is nothing to wait for: everything else that the event loop has to do would go first.
+            if not beside.done():
+                beside.cancel()
+                await asyncio.gather(beside, return_exceptions=True)
+            elif not beside.cancelled():
+                beside.exception()
 
-    async def _prepare(self, pod: PodFact, pool: PoolFact, request: StartRequest, server: LiveKitServer) -> Letter:
-        letter = self._deliverer.letter(pod, request, server)
+    async def _prepare(
+        self, pod: PodFact, pool: PoolFact, request: StartRequest, server: LiveKitServer, errand: Errand
+    ) -> None:
+        self._deliverer.prepare(errand, pod, request, server)
         await self._see_to_room(pool, request, server)
-        return letter
 
     async def _see_to_room(self, pool: PoolFact, request: StartRequest, server: LiveKitServer) -> None:
         with request.span.child("room"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from tests.e2e.livekit_server import LiveKit, run_livekit
 from tests.e2e.pools import BOT_MAP, BOTS, MakePool, pools
 
 Speech = tuple[bytes, int]
+_STATUS = pytest.StashKey[int]()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -24,6 +26,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(__file__).parent in item.path.parents and item.get_closest_marker("cluster") is None:
             item.add_marker(pytest.mark.agent_process)
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Note how the run went."""
+    session.config.stash[_STATUS] = int(exitstatus)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Leave as an agent does, without the interpreter's last steps.
+
+    A thread of LiveKit's native library that calls back into an interpreter which is going away takes the process with it ("panic in a function
+    that cannot unwind"): a run in which everything passed ended with SIGABRT.
+    """
+    if "livekit.rtc" in sys.modules and not hasattr(config, "workerinput"):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(config.stash[_STATUS])
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ from typing import Any
 
 import uvloop
 
-from tests.bench import agent, bind, fill, node, operator_size, replace
+from tests.bench import agent, bind, fill, node, operator_size, rate, replace, soak
 from tests.bench.report import Row, document, table
 from tests.bench.world import World, load_average, world
 from tests.cluster.progress import Progress, words
@@ -26,25 +26,29 @@ PREFIX = "bench-"
 BENCHMARKS: dict[str, Callable[[World], Awaitable[list[Row]]]] = {
     # The largest comes last: its pods would be in the others' way.
     module.NAME: module.measure
-    for module in (bind, replace, fill, operator_size)
+    for module in (bind, replace, fill, rate, operator_size)
 }
 BY_THEMSELVES: dict[str, Callable[[Path, Progress], Coroutine[Any, Any, list[Row]]]] = {
-    module.NAME: module.measure for module in (agent, node)
+    module.NAME: module.measure for module in (agent, node, soak)
 }
 """Those that need none, or one with a node, which they make. Measured first, while nothing else of ours runs."""
 NAMES = (*BY_THEMSELVES, *BENCHMARKS)
+UNLESS_TOLD = tuple(name for name in NAMES if name != soak.NAME)
+"""The soak takes half an hour."""
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run; returns 1 when a goal is missed."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)} (default: all)")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)} (default: all but {soak.NAME})"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there too")
     options = parser.parse_args(arguments)
     unknown = set(options.names) - set(NAMES)
     if unknown:
         parser.error(f"there is no benchmark {', '.join(sorted(unknown))}; there are {', '.join(NAMES)}")
-    chosen = [name for name in NAMES if name in (options.names or NAMES)]
+    chosen = [name for name in NAMES if name in (options.names or UNLESS_TOLD)]
     # Whoever ends us politely leaves no cluster behind.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     # As in the product's processes, for the floor and for what is measured here alike.

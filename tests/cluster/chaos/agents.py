@@ -183,9 +183,11 @@ class Agents:
         """Whether an agent's pod is known to be no longer there."""
         return agent.uid not in self._servers
 
-    def cut_off(self, agent: Agent) -> None:
+    async def cut_off(self, agent: Agent) -> None:
         """Let nothing reach an agent any more: to whoever connects it is as if its node had gone."""
         self._close(agent)
+        while self._is_listening(agent):  # noqa: ASYNC110 - the event loop closes it in one of its next turns
+            await asyncio.sleep(0)
         deaf = socket.create_server((agent.address, AGENT_PORT), backlog=0)
         self._deaf.append(deaf)
         for _ in range(2):
@@ -195,6 +197,15 @@ class Agents:
             with contextlib.suppress(BlockingIOError):
                 filler.connect((agent.address, AGENT_PORT))
             self._deaf.append(filler)
+
+    def _is_listening(self, agent: Agent) -> bool:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((agent.address, AGENT_PORT))
+            except OSError:
+                return True
+            return False
 
     # The kubelet.
 
@@ -229,7 +240,16 @@ class Agents:
             for listening in server.sockets:
                 loop.remove_reader(listening.fileno())
             # A connection that has just been accepted is still to be attached to its server; asyncio leaks it where that is closed already.
-            loop.call_soon(server.close)
+            loop.call_soon(self._hang_up, agent, server)
+
+    def _hang_up(self, agent: Agent, server: asyncio.Server) -> None:
+        """What the kernel does with the sockets of a process that has ended."""
+        server.close()
+        assert self._runner.server is not None
+        for connection in self._runner.server.connections:
+            transport = connection.transport
+            if transport is not None and transport.get_extra_info("sockname")[0] == agent.address:
+                transport.abort()
 
     async def _live(self, agent: Agent) -> None:
         await asyncio.sleep(self._chance.uniform(*START_SECONDS))

@@ -40,7 +40,10 @@ LABELS = {
     "patch": "the bind's own patch, bare",
     "sessions": "gateway, `Sessions.start`",
     "http": "gateway, `POST /start`",
+    "nothing": "gateway, a request that does nothing",
 }
+TAKE_NONE = ("floor", "nothing")
+"""Kinds that use up no pods."""
 BURST_KINDS = ("floor", "sessions", "http")
 
 
@@ -137,7 +140,7 @@ async def _sessions_with_two_pods(world: World, pool: PoolFact) -> int:
 async def _top_up(kinds: dict[str, _Kind], stocks: dict[str, _Stock], taken: dict[str, int]) -> None:
     for name, count in taken.items():
         # The floor's pods can be patched again and again.
-        if name != "floor" or not stocks[name].free:
+        if name not in TAKE_NONE or not stocks[name].free:
             await stocks[name].fill(count)
     for name in taken:
         await until(kinds[name].ready)
@@ -176,6 +179,7 @@ async def _kinds(world: World) -> AsyncIterator[tuple[dict[str, _Kind], dict[str
                 "patch": _patch(world, stocks["patch"], pools["patch"]),
                 "sessions": _sessions(services, pools["sessions"]),
                 "http": _http(caller, pools["http"]),
+                "nothing": _nothing(caller, pools["nothing"]),
             },
             stocks,
         )
@@ -245,9 +249,22 @@ def _http(caller: aiohttp.ClientSession, pool: PoolFact) -> _Kind:
     return _Kind(pool, do, ready)
 
 
+def _nothing(caller: aiohttp.ClientSession, pool: PoolFact) -> _Kind:
+    """What HTTP alone costs: the way to the gateway's process and back."""
+
+    async def do() -> str:
+        async with caller.get("/readyz") as answer:
+            return await answer.text()
+
+    return _Kind(pool, do, _always)
+
+
 def _serial_rows(seconds: dict[str, list[float]], load: float) -> list[Row]:
     floor = seconds["floor"]
-    rows = [_milliseconds(f"one at a time, {LABELS['floor']}: p50", of_quantile(floor, 0.5), load)]
+    rows = [
+        _milliseconds(f"one at a time, {LABELS[name]}: p50", of_quantile(seconds[name], 0.5), load)
+        for name in TAKE_NONE
+    ]
     for name, goals in (("patch", (None, None)), ("sessions", (1.3, 2.0)), ("http", (None, None))):
         for share, goal in zip((0.5, 0.99), goals, strict=True):
             words = f"one at a time, {LABELS[name]}: p{share * 100:.0f}"

@@ -35,16 +35,18 @@ GARBAGE_BYTES = 15e6
 """Of each process: both look for garbage after 50,000 new objects only (main.py), which comes to 11 MiB in an operator; until then it counts as held."""
 
 CALLER = """
-import asyncio, sys
+import asyncio, os, sys
 from tests.e2e.caller import Caller
 
 async def main():
     async with Caller(sys.argv[1], sys.argv[2]) as caller:
         await caller.hear(timeout_seconds=60)
     print("heard", flush=True)
+    os._exit(0)
 
 asyncio.run(main())
 """
+"""Leaves as the tests do: see `pytest_unconfigure` in conftest.py."""
 
 
 @pytest.fixture

@@ -288,7 +288,8 @@ class Agents:
     # The agents.
 
     async def _called(self, request: web.Request) -> Agent:
-        assert request.transport is not None
+        if request.transport is None:
+            raise web.HTTPGone
         agent = self._by_address.get(request.transport.get_extra_info("sockname")[0])
         if agent is not None and request.path == "/bind":
             agent.orders += 1

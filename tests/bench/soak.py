@@ -49,8 +49,10 @@ async def _rows(here: Stage, seconds: float, load: float) -> list[Row]:
     memory: dict[str, list[float]] = {name: [] for name in processes}
     waiting: list[float] = []
     async with running(here.callers.keep_calling(CALLS_PER_SECOND)):
-        for _ in range(int(seconds / LOOK_SECONDS)):
-            await asyncio.sleep(LOOK_SECONDS)
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        for look in range(1, int(seconds / LOOK_SECONDS) + 1):
+            await asyncio.sleep(began + look * LOOK_SECONDS - loop.time())
             for name, process in processes.items():
                 memory[name].append(process.memory_bytes() / _MEBIBYTE)
             waiting.append(sum([await _waiting(gateway) for gateway in here.gateways]))
@@ -64,9 +66,14 @@ async def _rows(here: Stage, seconds: float, load: float) -> list[Row]:
         Row(NAME, "callers who wait, the most at a look", _once(max(waiting)), "", load=load),
         Row(NAME, "callers who wait, in the last sixth", over_rounds(_sixth(waiting, 5)), "", load=load),
         Row(NAME, "calls", _once(len(calls.answered)), "", beside=f"{calls.asked} callers", load=load),
-        Row(NAME, "callers without an agent", _once(failures), "", goal=0, load=load),
+        Row(NAME, "callers without an agent", _once(failures), "", 0, str(dict(calls.failures)), load),
         Row(NAME, "sessions with two pods", _once(verdict.count(FaultKind.DOUBLE_BIND)), "", goal=0, load=load),
-        Row(NAME, "other faults that the audit log shows", _once(len(others)), "", goal=0, load=load),
+        Row(
+            *(NAME, "other faults that the audit log shows", _once(len(others)), ""),
+            goal=0,
+            beside="; ".join(f"{fault.kind}: {fault.words}" for fault in others[:3]),
+            load=load,
+        ),
     ]
 
 

@@ -160,19 +160,13 @@ async def _kinds(world: World) -> AsyncIterator[tuple[dict[str, _Kind], dict[str
         namespace = await world.namespace(f"bind-{name}")
         pools[name] = await world.pool(namespace, POOL, replicas=WARM, maxPods=10_000)
     stocks = {name: _Stock(world, pool) for name, pool in pools.items()}
-    agent_port, port = free_port(), free_port()
-    kubeconfig = world.cluster.kubeconfig
-    arguments = (
-        *("-m", "tests.bench.gateway_process", "--kubeconfig", str(kubeconfig), "--folder", str(world.folder)),
-        *("--namespace", pools["http"].namespace, "--agent-port", str(agent_port), "--port", str(port)),
-    )
+    agent_port = free_port()
     async with (
         Child(("-m", "tests.bench.parked_agents", str(agent_port)), world.folder / "agents.log"),
-        Child(arguments, world.folder / "gateway.log", f"http://127.0.0.1:{port}") as child,
-        gateway(kubeconfig, world.folder, pools["sessions"].namespace, agent_port) as services,
+        world.gateway(pools["http"].namespace, agent_port) as child,
+        gateway(world.cluster.kubeconfig, world.folder, pools["sessions"].namespace, agent_port) as services,
         aiohttp.ClientSession(child.url, connector=aiohttp.TCPConnector(limit=0), headers=AUTHORIZED) as caller,
     ):
-        await child.answers("/readyz", 200)
         yield (
             {
                 "floor": _floor(world, stocks["floor"], pools["floor"]),
@@ -196,11 +190,7 @@ def _floor(world: World, stock: _Stock, pool: PoolFact) -> _Kind:
         nonlocal turn
         pod = stock.free[turn % len(stock.free)]
         turn += 1
-        operations = [
-            {"op": "test", "path": "/metadata/uid", "value": pod.uid},
-            {"op": "add", "path": "/metadata/labels/turn", "value": str(turn)},
-        ]
-        await world.api.json_patch(PODS, pod.namespace, pod.name, operations)
+        await world.touch(pod.namespace, pod.name, pod.uid, turn)
         return pod.name
 
     return _Kind(pool, do, _always)

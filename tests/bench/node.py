@@ -13,10 +13,8 @@ import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
-from prometheus_client.parser import text_string_to_metric_families
-
 from tests.bench.figures import Figure, over_rounds
-from tests.bench.processes import cpu_seconds
+from tests.bench.processes import cpu_seconds, metric_sum
 from tests.bench.report import Row
 from tests.bench.world import load_average, until
 from tests.cluster.images import build_all
@@ -47,8 +45,7 @@ class Process:
     def metric(self, name: str) -> float:
         """The sum of a metric over its labels, as the agent shows it to Prometheus."""
         with urllib.request.urlopen(f"http://{self.address}:8080/metrics", timeout=5) as answer:
-            families = text_string_to_metric_families(answer.read().decode())
-        return sum(sample.value for family in families for sample in family.samples if sample.name == name)
+            return metric_sum(answer.read().decode(), name)
 
     def memory_megabytes(self) -> dict[str, float]:
         """Resident, proportional and private memory."""

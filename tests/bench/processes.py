@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Self
 
 import aiohttp
+from prometheus_client.parser import text_string_to_metric_families
 
 READY_SECONDS = 120.0
 POLL_SECONDS = 0.01
@@ -111,3 +112,9 @@ def cpu_seconds(process_id: int) -> float:
     """CPU time that a process has used, all its threads."""
     fields = Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / _TICKS_PER_SECOND
+
+
+def metric_sum(text: str, name: str) -> float:
+    """The sum of a metric over its labels, in what a process shows to Prometheus; 0 where it is not there."""
+    families = text_string_to_metric_families(text)
+    return sum(sample.value for family in families for sample in family.samples if sample.name == name)

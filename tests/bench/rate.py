@@ -76,11 +76,7 @@ async def _bare_patches(world: World) -> _Rate:
 
     async def patch() -> None:
         name, uid = next(pods)
-        operations = [
-            {"op": "test", "path": "/metadata/uid", "value": uid},
-            {"op": "add", "path": "/metadata/labels/turn", "value": str(next(turns))},
-        ]
-        await world.api.json_patch(PODS, pool.namespace, name, operations)
+        await world.touch(pool.namespace, name, uid, next(turns))
 
     return await _rate(world, {}, patch)
 
@@ -109,14 +105,7 @@ async def _starts(world: World, count: int) -> _Rate:
 
 @contextlib.asynccontextmanager
 async def _gateway(world: World, pool: PoolFact, agent_port: int) -> AsyncIterator[Child]:
-    port = free_port()
-    arguments = (
-        *("-m", "tests.bench.gateway_process", "--kubeconfig", str(world.cluster.kubeconfig)),
-        *("--folder", str(world.folder), "--namespace", pool.namespace),
-        *("--agent-port", str(agent_port), "--port", str(port)),
-    )
-    async with Child(arguments, world.folder / f"gateway-{port}.log", f"http://127.0.0.1:{port}") as child:
-        await child.answers("/readyz", 200)
+    async with world.gateway(pool.namespace, agent_port) as child:
 
         async def all_warm() -> bool:
             async with aiohttp.ClientSession(headers=AUTHORIZED) as http, http.get(f"{child.url}/api/health") as answer:

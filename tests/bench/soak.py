@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from prometheus_client.parser import text_string_to_metric_families
-
-from tests.bench.figures import Figure, over_rounds
+from tests.bench.figures import blocks, over_rounds
+from tests.bench.processes import metric_sum
 from tests.bench.report import Row, number
 from tests.bench.world import load_average
 from tests.cluster.chaos.judge import FaultKind
@@ -63,13 +62,13 @@ async def _rows(here: Stage, seconds: float, load: float) -> list[Row]:
     others = [fault for fault in verdict.faults if fault.kind is not FaultKind.DOUBLE_BIND]
     return [
         *(_growth(name, values, load) for name, values in memory.items()),
-        Row(NAME, "callers who wait, the most at a look", _once(max(waiting)), "", load=load),
-        Row(NAME, "callers who wait, in the last sixth", over_rounds(_sixth(waiting, 5)), "", load=load),
-        Row(NAME, "calls", _once(len(calls.answered)), "", beside=f"{calls.asked} callers", load=load),
-        Row(NAME, "callers without an agent", _once(failures), "", 0, str(dict(calls.failures)), load),
-        Row(NAME, "sessions with two pods", _once(verdict.count(FaultKind.DOUBLE_BIND)), "", goal=0, load=load),
+        Row(NAME, "callers who wait, the most at a look", over_rounds([max(waiting)]), "", load=load),
+        Row(NAME, "callers who wait, in the last sixth", over_rounds(blocks(waiting, 6)[5]), "", load=load),
+        Row(NAME, "calls", over_rounds([len(calls.answered)]), "", beside=f"{calls.asked} callers", load=load),
+        Row(NAME, "callers without an agent", over_rounds([failures]), "", 0, str(dict(calls.failures)), load),
+        Row(NAME, "sessions with two pods", over_rounds([verdict.count(FaultKind.DOUBLE_BIND)]), "", goal=0, load=load),
         Row(
-            *(NAME, "other faults that the audit log shows", _once(len(others)), ""),
+            *(NAME, "other faults that the audit log shows", over_rounds([len(others)]), ""),
             goal=0,
             beside="; ".join(f"{fault.kind}: {fault.words}" for fault in others[:3]),
             load=load,
@@ -79,29 +78,19 @@ async def _rows(here: Stage, seconds: float, load: float) -> list[Row]:
 
 def _growth(name: str, values: Sequence[float], load: float) -> Row:
     """The last sixth of the time beside the second: in the first caches are filled."""
-    early, late = over_rounds(_sixth(values, 1)).value, over_rounds(_sixth(values, 5)).value
+    sixths = blocks(values, 6)
+    early, late = over_rounds(sixths[1]).value, over_rounds(sixths[5]).value
     words = f"{number(late)} MiB, {number(early)} MiB"
     return Row(
-        NAME, f"memory of {name}, the last sixth of the time", _once(late / early), "x", GROWTH_GOAL, words, load
+        NAME,
+        f"memory of {name}, the last sixth of the time",
+        over_rounds([late / early]),
+        "x",
+        GROWTH_GOAL,
+        words,
+        load,
     )
 
 
-def _sixth(values: Sequence[float], which: int) -> Sequence[float]:
-    size = max(1, len(values) // 6)
-    return values[which * size : (which + 1) * size]
-
-
-def _once(value: float) -> Figure:
-    return Figure(value, value, value, 1)
-
-
 async def _waiting(gateway: Process) -> float:
-    return _sums(await gateway.ask("/metrics") or "").get("voicepool_gateway_queue_waiters", 0.0)
-
-
-def _sums(text: str) -> Mapping[str, float]:
-    sums: dict[str, float] = {}
-    for family in text_string_to_metric_families(text):
-        for sample in family.samples:
-            sums[sample.name] = sums.get(sample.name, 0.0) + sample.value
-    return sums
+    return metric_sum(await gateway.ask("/metrics") or "", "voicepool_gateway_queue_waiters")

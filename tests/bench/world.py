@@ -93,6 +93,27 @@ class World:
         )
         return _known(pod_from_json(stored))
 
+    async def touch(self, namespace: str, name: str, uid: str, turn: int) -> None:
+        """The bare patch that a bind is measured beside: of two operations, a test and a label."""
+        operations = [
+            {"op": "test", "path": "/metadata/uid", "value": uid},
+            {"op": "add", "path": "/metadata/labels/turn", "value": str(turn)},
+        ]
+        await self.api.json_patch(PODS, namespace, name, operations)
+
+    @contextlib.asynccontextmanager
+    async def gateway(self, namespace: str, agent_port: int) -> AsyncIterator[Child]:
+        """A gateway's process for one namespace, when it is ready; its agents listen on that port."""
+        port = free_port()
+        arguments = (
+            *("-m", "tests.bench.gateway_process", "--kubeconfig", str(self.cluster.kubeconfig)),
+            *("--folder", str(self.folder), "--namespace", namespace),
+            *("--agent-port", str(agent_port), "--port", str(port)),
+        )
+        async with Child(arguments, self.folder / f"gateway-{port}.log", f"http://127.0.0.1:{port}") as child:
+            await child.answers("/readyz", 200)
+            yield child
+
     @contextlib.asynccontextmanager
     async def operator(self, namespace: str) -> AsyncIterator[Child]:
         """The operator's process for one namespace, just started; it answers at its `url`."""

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, Literal
 
-from voicepool.model import GROUP, KIND, VERSION, BindState, PodFact, PoolFact
+from voicepool.model import GROUP, KIND, VERSION, BindState, PodFact, PoolFact, conditions_of
 
 Json = dict[str, Any]
 
@@ -200,7 +200,7 @@ def start_deadline_note(pod_name: str, deadline_seconds: int) -> Note:
 
 def condition_notes(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[Note, ...]:
     """What to tell of the step from one status of a pool to the next: Ready, Stalled and TemplateValid, where they change."""
-    old, new = _conditions(before), _conditions(after)
+    old, new = conditions_of(before), conditions_of(after)
     notes: list[Note] = []
     ready, was_ready = new.get("Ready", {}), old.get("Ready", {}).get("status")
     if ready.get("status") == "True" and was_ready != "True":
@@ -218,10 +218,6 @@ def condition_notes(before: Mapping[str, Any], after: Mapping[str, Any]) -> tupl
     if valid.get("status") == "True" and was_valid == "False":
         notes.append(Note("Normal", "TemplateValid", "Validate", str(valid.get("message"))))
     return tuple(notes)
-
-
-def _conditions(status: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    return {condition["type"]: condition for condition in status.get("conditions") or ()}
 
 
 def build_event(pool: PoolFact, note: Note, now: datetime, instance: str, *, count: int = 1) -> Json:

@@ -300,3 +300,8 @@ class PodFact:
     def finished(self) -> bool:
         """The agent's process has exited, or will never run: no session can be going on in this pod."""
         return self.phase in ("Succeeded", "Failed") or self.exit_code is not None
+
+
+def conditions_of(status: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """The conditions of a pool's status, by type."""
+    return {condition["type"]: condition for condition in status.get("conditions") or ()}

@@ -18,7 +18,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
-from voicepool.model import LABEL_POOL, LABEL_STATE, BindState, Placement, PodFact, PoolFact
+from voicepool.model import LABEL_POOL, LABEL_STATE, BindState, Placement, PodFact, PoolFact, conditions_of
 from voicepool.podspec import agent_image, pod_name
 from voicepool.sizing import Recommendation, recommend
 
@@ -538,7 +538,7 @@ def _problem(
         if failure.attempts > 1 or not evidence:
             return _failure_problem(failure, pool)
     elif failed_starts:
-        told = _previous_conditions(pool).get("Ready", {})
+        told = conditions_of(pool.status).get("Ready", {})
         if told.get("reason") in FAILED_START_REASONS:
             return _Problem(told["reason"], told["message"], stalled=failed_starts > 1)
     unschedulable = next((pod for waiting, pod in sorted(held.items(), key=str) if waiting in SCHEDULING_REASONS), None)
@@ -659,17 +659,13 @@ def _status(
     }
 
 
-def _previous_conditions(pool: PoolFact) -> dict[str, Mapping[str, Any]]:
-    return {condition["type"]: condition for condition in pool.status.get("conditions") or ()}
-
-
 class _Conditions:
     """Builds the list of conditions; a transition time moves only when the status does."""
 
     def __init__(self, pool: PoolFact, now: datetime) -> None:
         self._generation = pool.generation
         self._now = now
-        self._previous = _previous_conditions(pool)
+        self._previous = conditions_of(pool.status)
         self._result: list[Json] = []
 
     def previous(self, kind: str) -> Mapping[str, Any] | None:

@@ -20,7 +20,7 @@ from voicepool.gateway.services import Services
 from voicepool.gateway.session_logs import MAX_LINES
 from voicepool.gateway.session_routes import ListQuery, carrier
 from voicepool.gateway.view import PoolKey
-from voicepool.model import AGENT_CONTAINER, BindState, PoolFact
+from voicepool.model import AGENT_CONTAINER, BindState, PoolFact, conditions_of
 from voicepool.session_api import Log, SessionList, SessionRecord, Terminated
 
 router = APIRouter(
@@ -172,7 +172,7 @@ def _listed(pool: PoolFact) -> ListedPool:
 
 
 def _status(services: Services, pool: PoolFact) -> PoolStatus:
-    conditions = {condition["type"]: condition for condition in pool.status.get("conditions") or ()}
+    conditions = conditions_of(pool.status)
     ready = conditions.get("Ready", {})
     bad = [ready] if ready.get("status") == "False" else []
     containers = pool.spec.template.get("spec", {}).get("containers", ())

@@ -69,6 +69,7 @@ class Caller:
         url: LiveKit's address, ws:// or wss://.
         token: the caller's token for the room.
         clock: where times come from.
+        subscribes: whether to everything that is in the room, at once; otherwise `subscribe` does.
 
     Attributes:
         timeline: the first time of each of `joined`, `agent-joined`, `agent-track`, `first-audio`, `said`,
@@ -76,7 +77,10 @@ class Caller:
         messages: what came over the data channel as JSON (Pipecat's RTVI), with its time.
     """
 
-    def __init__(self, url: str, token: str, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, url: str, token: str, *, clock: Callable[[], float] = time.monotonic, subscribes: bool = True
+    ) -> None:
+        self._options = rtc.RoomOptions(auto_subscribe=subscribes)
         self._url = url
         self._token = token
         self._clock = clock
@@ -99,7 +103,7 @@ class Caller:
         room.on("participant_disconnected", self._on_left)
         room.on("disconnected", lambda _: self._mark("disconnected"))
         room.on("data_received", self._on_data)
-        await room.connect(self._url, self._token)
+        await room.connect(self._url, self._token, self._options)
         self._mark("joined")
         if room.remote_participants:
             self._mark("agent-joined")
@@ -113,6 +117,12 @@ class Caller:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.leave()
+
+    def subscribe(self) -> None:
+        """Listen to all who are in the room and have a voice there."""
+        for participant in self._room.remote_participants.values():
+            for publication in participant.track_publications.values():
+                publication.set_subscribed(True)
 
     async def wait_until_listened_to(self, *, timeout_seconds: float = 30.0) -> None:
         """Return when the agent has subscribed to the microphone: from then on it hears what is said.

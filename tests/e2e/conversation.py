@@ -37,12 +37,13 @@ class Conversation:
     """A caller in the room of a session.
 
     Args:
+        deployment: what runs the session.
         caller: in the room.
         session: what the gateway answered.
     """
 
-    def __init__(self, caller: Caller, session: Answer) -> None:
-        self.caller, self.session = caller, session
+    def __init__(self, deployment: Deployment, caller: Caller, session: Answer) -> None:
+        self._deployment, self.caller, self.session = deployment, caller, session
         self.questions: list[Moment] = []
         self.answers: list[Moment] = []
 
@@ -55,10 +56,7 @@ class Conversation:
         try:
             return await self.caller.hear(timeout_seconds=HEAR_SECONDS)
         except TimeoutError:
-            raise ClusterError(
-                f"the agent of session {self.session.session_id} was not heard within {HEAR_SECONDS:g} s",
-                f"see what it says: kubectl logs --selector voicepool.dev/session={self.session.session_id}",
-            ) from None
+            raise await self._failure(f"was not heard within {HEAR_SECONDS:g} s") from None
 
     async def ask(self, recording: Path = OPENING_HOURS) -> Utterance:
         """Play a recorded question and hear the answer: what begins after it. Raises ClusterError."""
@@ -66,10 +64,7 @@ class Conversation:
         try:
             await self.caller.wait_until_listened_to()
         except TimeoutError:
-            raise ClusterError(
-                f"the agent of session {self.session.session_id} does not listen to the caller",
-                f"see what it says: kubectl logs --selector voicepool.dev/session={self.session.session_id}",
-            ) from None
+            raise await self._failure("does not listen to the caller") from None
         await self.caller.say(pcm, rate)
         asked = time.monotonic()
         self.questions.append(Moment("the question has been asked", asked - self.session.requested))
@@ -78,6 +73,17 @@ class Conversation:
             answer = await self.listen()
         self.answers.append(Moment("the answer begins", answer.began - self.session.requested))
         return answer
+
+    async def _failure(self, what: str) -> ClusterError:
+        """What the agent did not do, with what the caller saw and what the agent has logged."""
+        session = self.session.session_id
+        seen = [f"{seconds - self.session.requested:.3f} s: {name}" for name, seconds in self.caller.timeline.items()]
+        seen += [f"{one.seconds:.3f} s: {one.what}" for one in (*self.questions, *self.answers)]
+        return ClusterError(
+            f"the agent of session {session} {what}",
+            f"see what it says: kubectl logs --selector voicepool.dev/session={session}",
+            "\n".join(["what the caller saw, after the request:", *seen, await story_of(self._deployment, session)]),
+        )
 
     def timeline(self) -> list[Moment]:
         """What happened, as the caller saw it, in order."""
@@ -118,9 +124,23 @@ async def call(deployment: Deployment, pool: str, *, timeout_seconds: float = 60
             "does the LiveKit server run? kubectl get pods --namespace livekit",
         ) from None
     try:
-        yield Conversation(caller, session)
+        yield Conversation(deployment, caller, session)
     finally:
         await caller.leave()
+
+
+async def story_of(deployment: Deployment, session_id: str) -> str:
+    """The pod of a session and what its agent has logged, for an error."""
+    selector = ("--selector", f"voicepool.dev/session={session_id}")
+
+    def told() -> str:
+        kubectl = deployment.cluster.kubectl
+        return f"{kubectl('get', 'pods', *selector)}\n{kubectl('logs', *selector, '--tail=-1')}"
+
+    try:
+        return await asyncio.to_thread(told)
+    except ClusterError as error:
+        return str(error)
 
 
 async def words_of(pcm: bytes) -> str:

@@ -13,6 +13,7 @@ import time
 
 import pytest
 from livekit import api
+from tests.e2e.conversation import story_of
 from tests.e2e.deployment import Deployment, Json, livekit_secret, livekit_url, secret_values
 from tests.e2e.footprint import Footprint, footprint, growth_per_step
 from tests.e2e.pools import MakePool, is_ready, light, processes_in, processes_of, until
@@ -40,8 +41,11 @@ from tests.e2e.caller import Caller
 
 async def main():
     async with Caller(sys.argv[1], sys.argv[2]) as caller:
-        await caller.hear(timeout_seconds=60)
-    print("heard", flush=True)
+        try:
+            await caller.hear(timeout_seconds=60)
+            print("heard", flush=True)
+        except TimeoutError:
+            print("heard nothing:", caller.timeline, flush=True)
     os._exit(0)
 
 asyncio.run(main())
@@ -79,7 +83,7 @@ async def one_call(deployment: Deployment, pool: str) -> str:
         *(sys.executable, "-c", CALLER, session.url, session.token), stdout=asyncio.subprocess.PIPE
     )
     heard, _ = await caller.communicate()
-    assert heard == b"heard\n"
+    assert heard == b"heard\n", f"{heard.decode()}\n{session}\n{await story_of(deployment, session.session_id)}"
     return session.session_id
 
 

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
 
 import pytest
 
-from voicepool.kube.api import BUDGETS, PODS, Json
-from voicepool.model import LABEL_STATE
+from voicepool.kube.api import BUDGETS, PODS, Json, NotFound
+from voicepool.model import LABEL_SESSION, LABEL_STATE
 
 from .mutants import MUTANTS
 from .server import Change
 from .stories import play
-from .world import World
+from .world import NAMESPACE, World
 
 BRIEF: dict[str, Any] = {"session": {"retentionSeconds": 30}}
 
@@ -280,3 +281,44 @@ def test_callers_one_at_a_time_go_to_the_nodes_that_the_placement_says(
 def test_a_placement_that_is_the_other_way_round_is_found() -> None:
     assert play(0, placed("Packed", min)).problems
     assert play(0, placed("Spread", max)).problems
+
+
+async def deleted_by_name(world: World) -> None:
+    """Kubernetes' pod garbage collector deletes by its name what ended a while ago, when the pool has put another pod in its place."""
+
+    def running() -> list[Json]:
+        return [pod for pod in world.server.all(PODS) if pod["status"]["phase"] == "Running"]
+
+    async def session(name: str) -> str:
+        """Starts a call that goes on, and returns the name of its pod."""
+        world.start_session(name, keyed=True, stays=True)
+        await asyncio.sleep(20.0)
+        (pod,) = (pod for pod in running() if pod["metadata"]["labels"].get(LABEL_SESSION) == name)
+        return str(pod["metadata"]["name"])
+
+    world.create_pool(replicas=1, maxPods=2, session={"retentionSeconds": 0})
+    for name in ("operator-a", "gateway-a"):
+        world.start(name)
+    await asyncio.sleep(20.0)
+    await session("first")
+    gone = await session("second")
+    world.end_session("second")
+    await asyncio.sleep(20.0)
+    await session("third")
+    world.end_session("third")
+    await asyncio.sleep(20.0)
+    await session("mine")
+    with contextlib.suppress(NotFound):
+        world.server.delete(PODS, NAMESPACE, gone, "pod-garbage-collector", grace_period_seconds=0)
+    await asyncio.sleep(1.0)
+    if not goes_on(world):
+        world.wrong("the call was taken for another pod's")
+
+
+def test_a_pod_that_is_gone_and_is_deleted_by_its_name_is_not_another_one_by_now() -> None:
+    all_well(play(1, deleted_by_name))
+
+
+def test_an_operator_that_gives_a_name_again_is_found() -> None:
+    with MUTANTS["name"]():
+        assert play(1, deleted_by_name).problems == ["the call was taken for another pod's"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -18,6 +20,7 @@ from pipecat.frames.frames import (
     InterruptionFrame,
     LLMTextFrame,
     MetricsFrame,
+    OutputAudioRawFrame,
     TranscriptionFrame,
     UserStoppedSpeakingFrame,
 )
@@ -41,7 +44,7 @@ from pipecat.processors.frame_processor import FrameDirection, FrameProcessor
 from pipecat.transports.livekit.transport import LiveKitParams, LiveKitTransport
 from pipecat.utils.errors import ErrorCategory
 
-from voicepool_agent import pipecat_private
+from voicepool_agent import pipecat_private, session
 from voicepool_agent.host import State
 from voicepool_agent.logs import Redactor
 from voicepool_agent.metrics import Metrics
@@ -111,6 +114,18 @@ class Told(Trace):
         self.summaries.append(summary)
 
 
+class Room(EventEmitter[str]):
+    """A LiveKit room with the agent's voice in it, which each test says who hears."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.remote_participants: dict[str, object] = {}
+        self.subscribed = asyncio.Event()
+        voice = SimpleNamespace(kind=rtc.TrackKind.KIND_AUDIO, wait_for_subscription=self.subscribed.wait)
+        face = SimpleNamespace(kind=rtc.TrackKind.KIND_VIDEO)
+        self.local_participant = SimpleNamespace(track_publications={"TR_face": face, "TR_voice": voice})
+
+
 class Call:
     """A session with one worker and one transport, and Pipecat's part played by the test."""
 
@@ -136,7 +151,7 @@ class Call:
             schedule=self.time.schedule,
         )
         self.session.expect([self.worker], [self.transport])
-        self.room: EventEmitter[str] = EventEmitter()
+        self.room = Room()
         self.transport._client._room = cast("rtc.Room", self.room)
         self.session.attach(self.worker)
 
@@ -151,9 +166,21 @@ class Call:
         await self.tell(self.worker, "on_pipeline_started", None)
 
     async def caller_comes(self, identity: str = "caller") -> None:
+        self.room.remote_participants[identity] = object()
         await self.tell(self.transport, "on_participant_connected", identity)
 
+    async def speak(self) -> None:
+        """The agent says something, which Pipecat tells before it writes it."""
+        self.session.heard(BotStartedSpeakingFrame(), FrameDirection.DOWNSTREAM)
+        await self.write()
+
+    async def write(self) -> None:
+        """Pipecat writes audio: words or not."""
+        output = self.transport.output()
+        await output.write_audio_frame(OutputAudioRawFrame(audio=bytes(320), sample_rate=16_000, num_channels=1))
+
     async def caller_leaves(self, identity: str = "caller") -> None:
+        self.room.remote_participants.pop(identity, None)
         await self.tell(self.transport, "on_participant_disconnected", identity)
 
 
@@ -165,9 +192,11 @@ async def call() -> Call:
 async def test_the_trace_is_told_of_joining_of_the_first_audio_and_of_the_end(call: Call) -> None:
     call.time.pass_to(0.25)
     await call.join()
+    await call.caller_comes()
+    call.room.subscribed.set()
     call.time.pass_to(0.5)
-    call.session.heard(BotStartedSpeakingFrame(), FrameDirection.DOWNSTREAM)
-    call.session.heard(BotStartedSpeakingFrame(), FrameDirection.DOWNSTREAM)
+    await call.speak()
+    await call.speak()
     assert call.trace.steps == [("joining", 0.25, ()), ("first audio", 0.5, ())]
     call.session.conclude(Reason.CANCELLED)
     summary = call.session.close(None)
@@ -649,15 +678,69 @@ async def test_a_bot_that_raises_says_what(call: Call) -> None:
 
 
 async def test_turns_and_first_audio_are_counted_once(call: Call) -> None:
+    await call.caller_comes()
+    call.room.subscribed.set()
     call.time.now += 0.5
     for _ in range(2):
-        call.session.heard(BotStartedSpeakingFrame(), FrameDirection.DOWNSTREAM)
+        await call.speak()
         call.time.now += 10
         for direction in FrameDirection:
             call.session.heard(UserStoppedSpeakingFrame(), direction)
     summary = call.session.close(None)
     assert summary.first_audio_seconds == pytest.approx(0.5)
     assert summary.turns == 2
+
+
+# The first words
+
+
+async def test_the_first_words_wait_for_a_caller_who_is_in_the_room_and_hears_nothing_yet(call: Call) -> None:
+    await call.join()
+    await call.caller_comes()
+    speaking = asyncio.create_task(call.speak())
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert (speaking.done(), call.session.so_far(Reason.CANCELLED).first_audio_seconds) == (False, None)
+    call.time.pass_to(0.7)
+    call.room.subscribed.set()
+    await speaking
+    assert call.session.so_far(Reason.CANCELLED).first_audio_seconds == pytest.approx(0.7)
+
+
+async def test_what_is_said_later_waits_for_nobody(call: Call) -> None:
+    await call.join()
+    await call.caller_comes()
+    call.room.subscribed.set()
+    await call.speak()
+    call.room.subscribed.clear()
+    await call.speak()
+
+
+async def test_an_agent_that_speaks_in_an_empty_room_waits_for_nobody_and_is_not_heard(call: Call) -> None:
+    await call.speak()
+    call.transport._client._room = None
+    await call.speak()
+    assert call.session.so_far(Reason.CANCELLED).first_audio_seconds is None
+
+
+async def test_background_sound_is_not_the_first_that_a_caller_hears_of_the_agent(call: Call) -> None:
+    await call.caller_comes()
+    call.room.subscribed.set()
+    await call.write()
+    assert call.session.so_far(Reason.CANCELLED).first_audio_seconds is None
+    call.time.pass_to(2)
+    await call.speak()
+    assert call.session.so_far(Reason.CANCELLED).first_audio_seconds == pytest.approx(2)
+
+
+async def test_a_caller_who_wants_no_sound_keeps_the_agent_from_nothing(
+    call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "AUDIENCE_SECONDS", 0)
+    await call.caller_comes()
+    call.time.pass_to(1)
+    await call.speak()
+    assert call.session.so_far(Reason.CANCELLED).first_audio_seconds == pytest.approx(1)
 
 
 async def test_a_closed_session_leaves_no_timer(call: Call) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from datetime import datetime, timedelta
+from random import Random
 from types import MappingProxyType
 from typing import Any
 
@@ -27,6 +28,7 @@ from tests.unit.facts import (
 )
 
 from voicepool.model import BindState, PodFact, PoolFact
+from voicepool.numbers import UsedNumbers
 from voicepool.plan import HELD_REASONS, DeleteReason, Drain, Plan, Template, backoff_seconds, drain, plan, taken_over
 from voicepool.podspec import pod_name
 
@@ -50,7 +52,7 @@ class TestFilling:
         assert not decided.creates
         assert not decided.deletes
 
-    def test_a_bound_pod_is_replaced_at_once_under_the_lowest_free_number(self) -> None:
+    def test_a_bound_pod_is_replaced_at_once_under_another_number(self) -> None:
         decided = plan(pool(replicas=2), [bound(0), warm(2)], NOW, TEMPLATE)
         assert [create.number for create in decided.creates] == [1]
 
@@ -658,6 +660,20 @@ class TestProperties:
             assert live(pods) + len(decided.creates) <= of.spec.max_pods
         names = [pod_name(of.name, template.hash, create.number) for create in decided.creates]
         assert len(set(names) | {entry.name for entry in pods}) == len(names) + len(pods)
+
+    @given(pools(), pod_lists(), templates, st.randoms(use_true_random=False))
+    def test_no_name_is_given_again_whatever_becomes_of_its_pod(
+        self, of: PoolFact, pods: list[PodFact], template: Template, chance: Random
+    ) -> None:
+        names = [entry.name for entry in pods]
+        used = UsedNumbers.up_to(names)
+        for _ in range(8):
+            used = used.and_of(entry.name for entry in pods)
+            decided = plan(of, pods, NOW, template, used)
+            names += [pod_name(of.name, template.hash, create.number) for create in decided.creates]
+            pods = [entry for entry in carried_out(decided, pods, of, NOW) if chance.random() < 0.5]
+            used = used.and_of(pod_name(of.name, template.hash, create.number) for create in decided.creates)
+        assert len(names) == len(set(names))
 
     @given(pools(), pod_lists(), templates)
     def test_no_pod_is_deleted_twice_nor_one_that_is_going_away(

@@ -508,9 +508,9 @@ class Host:
 
     def _listen(self, session: Session, worker: PipelineWorker) -> None:
         try:
-            session.attach(worker)
             if self._recording is not None:
                 self._recording.attach(worker)
+            session.attach(worker)  # last, so that nothing counts as played before somebody hears it
         except Exception as error:
             session.fail(Reason.BOT_FAILED, f"cannot listen to the pipeline: {type(error).__name__}: {error}")
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -213,6 +213,23 @@ def disconnected(worker: PipelineWorker) -> list[FrameProcessor]:
     """
     services = (one for one in processors(worker, closed=(ServiceSwitcher,)) if isinstance(one, WebsocketService))
     return [one for one in services if (there := socket(one)) is None or there.state is not State.OPEN]
+
+
+def before_audio(worker: PipelineWorker, ready: Callable[[rtc.Room | None], Awaitable[None]]) -> None:
+    """Wait for `ready`, given the room, before each piece of audio of a pipeline that is not set up yet goes to LiveKit."""
+    for processor in processors(worker):
+        if isinstance(processor, LiveKitOutputTransport):
+            _hold_output(processor, ready)
+
+
+def _hold_output(processor: LiveKitOutputTransport, ready: Callable[[rtc.Room | None], Awaitable[None]]) -> None:
+    write = processor.write_audio_frame
+
+    async def held(frame: OutputAudioRawFrame) -> bool:
+        await ready(processor._client._room)
+        return await write(frame)
+
+    processor.write_audio_frame = held  # type: ignore[method-assign]
 
 
 def tap_audio(

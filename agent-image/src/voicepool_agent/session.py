@@ -58,6 +58,9 @@ PULSE_CHECK_SECONDS = 1.0
 REUNION_SECONDS = 15.0
 """How long the caller may take to be back in the room after the agent is, when both have lost LiveKit."""
 
+AUDIENCE_SECONDS = 5.0
+"""How long the first words wait for somebody who is in the room and does not hear the agent yet. Pipecat gives a write 10 s."""
+
 UNANSWERED_SECONDS = 10.0
 """A caller who has waited for so long has not been answered, and not just hung up after the last word."""
 
@@ -120,6 +123,7 @@ class Session:
         self._turns = 0
         self._joined_seconds: float | None = None
         self._first_audio_seconds: float | None = None
+        self._has_audience = False
         self._errors: list[str] = []
         self._meter = Meter(metrics)
         self._unanswered_since: float | None = None
@@ -151,6 +155,7 @@ class Session:
         latency.add_event_handler("on_latency_breakdown", self._on_turn)
         worker.add_observer(latency)
         worker.add_observer(_Listener(self))
+        pipecat_private.before_audio(worker, self._find_audience)
         for transport in pipecat_private.livekit_transports(worker):
             transport.add_event_handler("on_connected", self._on_connected)
             transport.add_event_handler("on_participant_connected", self._on_came)
@@ -255,8 +260,28 @@ class Session:
             self._metrics.turns.inc()
             self._unanswered_since = self._unanswered_since or self._clock()
 
+    async def _find_audience(self, room: rtc.Room | None) -> None:
+        """Return when somebody hears what is said, or nobody is there to hear it.
+
+        LiveKit tells of a participant before the connections are agreed on over which it hears the others, and keeps
+        nothing for it: a greeting could be over by then, and its caller would wait for it in vain.
+        """
+        if self._has_audience or room is None or not room.remote_participants:
+            return
+        voices = [
+            one for one in room.local_participant.track_publications.values() if one.kind == rtc.TrackKind.KIND_AUDIO
+        ]
+        try:
+            async with asyncio.timeout(AUDIENCE_SECONDS):
+                for voice in voices:
+                    await voice.wait_for_subscription()
+        except TimeoutError:
+            logger.warning(f"in {AUDIENCE_SECONDS:g} s nobody in the room has subscribed to the agent; it speaks on")
+        self._has_audience = True
+        self._note_first_audio()
+
     def _note_first_audio(self) -> None:
-        if self._first_audio_seconds is None:
+        if self._first_audio_seconds is None and self._speaking and self._has_audience:
             self._first_audio_seconds = self._clock() - self._began
             self._metrics.first_audio_seconds.set(self._first_audio_seconds)
             self._trace.step("first audio", self._first_audio_seconds)

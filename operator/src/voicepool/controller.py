@@ -53,6 +53,7 @@ from voicepool.kube.convert import AGENT_PODS, budget_from_json, pod_from_json, 
 from voicepool.kube.informer import Informer, Key
 from voicepool.metrics import POD_STATES, OperatorMetrics
 from voicepool.model import LABEL_POOL, LABEL_STATE, BindState, Disruption, PodFact, PoolFact
+from voicepool.numbers import UsedNumbers
 from voicepool.plan import (
     DeleteReason,
     Plan,
@@ -267,6 +268,7 @@ class Controller:
         self._asked_for_at: dict[str, float] = {}
         """Pods that are not warm yet, by uid, and when we asked for them."""
         self._verdicts: dict[Key, _Verdict] = {}
+        self._used_numbers: dict[Key, UsedNumbers] = {}
         self._status_writes: dict[Key, _StatusWrite] = {}
         self._seen: set[Key] = set()
         self._doubtful: set[Key] = set()
@@ -436,7 +438,9 @@ class Controller:
         self._seen.add(key)
         template = await self._template(pool)
         pods = self._pods.by(BY_POOL, key)
-        decided = plan(pool, pods, self._now(), template)
+        names = [pod.name for pod in pods]
+        self._used_numbers[key] = self._used_numbers.get(key, UsedNumbers.up_to(names)).and_of(names)
+        decided = plan(pool, pods, self._now(), template, self._used_numbers[key])
         calls_taken_over = taken_over(pool, pods)
         takes_away = any(delete.reason in TAKEN_AWAY for delete in decided.deletes)
         if (takes_away or calls_taken_over or key in self._doubtful) and not await self._is_current(pool):
@@ -666,6 +670,7 @@ class Controller:
         if key in self._seen:
             self._seen.discard(key)
             self._verdicts.pop(key, None)
+            self._used_numbers.pop(key, None)
             self._status_writes.pop(key, None)
             self._sessions.pop(key, None)
             self._doubtful.discard(key)

@@ -11,6 +11,7 @@ Invariants, whatever the input:
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,8 @@ from enum import StrEnum
 from typing import Any
 
 from voicepool.model import LABEL_POOL, LABEL_STATE, BindState, Placement, PodFact, PoolFact, conditions_of
-from voicepool.podspec import agent_image, pod_name
+from voicepool.numbers import NONE_USED, UsedNumbers
+from voicepool.podspec import agent_image
 from voicepool.sizing import Recommendation, recommend
 
 Json = dict[str, Any]
@@ -153,7 +155,9 @@ def is_held(pod: PodFact) -> bool:
     return pod.waiting_reason in HELD_REASONS
 
 
-def plan(pool: PoolFact, pods: Iterable[PodFact], now: datetime, template: Template) -> Plan:
+def plan(
+    pool: PoolFact, pods: Iterable[PodFact], now: datetime, template: Template, used: UsedNumbers = NONE_USED
+) -> Plan:
     """Decide what the pool needs.
 
     Args:
@@ -161,6 +165,7 @@ def plan(pool: PoolFact, pods: Iterable[PodFact], now: datetime, template: Templ
         pods: all its pods, in any state.
         now: the time by the API server's clock, with a time zone.
         template: hash of the current pod template, and what the API server thinks of it.
+        used: numbers that are not given again, besides those of ``pods``.
     """
     all_pods = sorted(pods, key=lambda pod: pod.name)
     groups = _sort(pool, all_pods, now)
@@ -230,7 +235,7 @@ def plan(pool: PoolFact, pods: Iterable[PodFact], now: datetime, template: Templ
     if wanted and failure is not None and failure.pod in groups.late:
         # Also where there is no room: the place that it holds is the one that its successor needs.
         delete(failure.pod, DeleteReason.STARTUP_DEADLINE)
-    numbers = _free_numbers(pool.name, template.hash, all_pods, created)
+    numbers = _free_numbers(used.and_of(pod.name for pod in all_pods), created)
     creates = tuple(PodCreate(number, failed_starts) for number in numbers)
 
     problem = _problem(pool, groups, template, failure, failed_starts)
@@ -494,15 +499,8 @@ def _wanted(staying: Sequence[PodFact], target: int, template: Template, steps: 
     return max(0, min(target - current, target + surplus - len(staying)))
 
 
-def _free_numbers(pool_name: str, hash_: str, pods: Iterable[PodFact], count: int) -> list[int]:
-    taken = {pod.name for pod in pods}
-    numbers: list[int] = []
-    number = 0
-    while len(numbers) < count:
-        if pod_name(pool_name, hash_, number) not in taken:
-            numbers.append(number)
-        number += 1
-    return numbers
+def _free_numbers(used: UsedNumbers, count: int) -> list[int]:
+    return list(itertools.islice((number for number in itertools.count() if number not in used), count))
 
 
 def _counts(groups: _Sorted) -> dict[str, int]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -57,9 +58,24 @@ def template_hash(pool: PoolFact, settings: PodSettings) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()[:8]
 
 
-def pod_name(pool_name: str, hash_: str, number: int) -> str:
+_NUMBERED = re.compile(r".+-[0-9a-f]{8}-([0-9]{1,12})")
+
+
+def pod_name(pool_name: str, hash_: str, number: int | str) -> str:
     """A name that two writers with the same view both choose, so that the second create is a harmless 409."""
     return f"{pool_name}-{hash_}-{number}"
+
+
+def number_of(name: str) -> int | None:
+    """The number in a pod's name; None for that of a cold start, and for a pod that somebody else has made."""
+    found = _NUMBERED.fullmatch(name)
+    return int(found[1]) if found else None
+
+
+def cold_start_number(session_id: str, attempt: int = 0) -> str:
+    """What stands for the number in the name of a pod that is started for one session, on each attempt another."""
+    number = f"c{hashlib.sha256(session_id.encode()).hexdigest()[:10]}"
+    return f"{number}x{attempt}" if attempt else number
 
 
 def agent_image(pool: PoolFact) -> str:
@@ -72,7 +88,7 @@ def agent_image(pool: PoolFact) -> str:
 
 def build_pod(
     pool: PoolFact,
-    number: int,
+    number: int | str,
     hash_: str,
     settings: PodSettings,
     *,
@@ -83,7 +99,7 @@ def build_pod(
 
     Args:
         pool: whose template it is.
-        number: the lowest that no existing pod of this pool and template has.
+        number: one that no pod of this pool has had; :func:`cold_start_number` for a cold start.
         hash_: from :func:`template_hash`.
         settings: what this installation adds.
         start_attempt: how many starts of this template failed in a row before this one.

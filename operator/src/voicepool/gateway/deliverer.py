@@ -98,23 +98,27 @@ class Deliverer:
             # The API server took so long with the bind that nothing may be sent any more.
             return "TOO_LATE"
         bringing = call.bring() if call is not None else self._courier.bind(hold.pod, letter.order)
+        under_way = False
         while True:
             hold.sent_until = expires_at
             match await bringing:
                 case Accepted():
                     return None
-                case Refused(code):
-                    if code == "ALREADY_BOUND":
-                        # Whatever it does, it does not do it for us; it is not ours to delete.
-                        return code
+                case Refused("ALREADY_BOUND" as code):
+                    # Whatever it does, it does not do it for us; it is not ours to delete.
+                    return code
+                case Refused(code) if not under_way:
                     hold.sent_until = None
                     return code
-                case NotReached():
+                case NotReached() if not under_way:
                     hold.sent_until = None
                     return "NOT_REACHED"
                 case Unknown():
-                    pass
-            log.warning("an agent did not answer; it is asked", extra=words(request, hold.pod))
+                    under_way = True
+                    log.warning("an agent did not answer; it is asked", extra=words(request, hold.pod))
+                case _:
+                    # What is said of this letter tells nothing of the one before, which may still be read.
+                    await asyncio.sleep(self._options.status_interval_seconds)
             while (left := (expires_at - self._now()).total_seconds()) > 0:
                 status = await self._courier.status(hold.pod)
                 if status is not None and status.has(request.session_id):

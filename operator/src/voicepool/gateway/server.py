@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import os
 import signal
@@ -49,7 +50,7 @@ from voicepool.kube.clock import ServerClock
 from voicepool.kube.convert import AGENT_PODS, pod_from_json, pool_from_json
 from voicepool.kube.informer import Informer, Key
 from voicepool.model import LABEL_POOL, PodFact, PoolFact
-from voicepool.podspec import PodSettings, build_pod, pod_name, template_hash
+from voicepool.podspec import PodSettings, build_pod, cold_start_number, pod_name, template_hash
 from voicepool.settings import GatewaySettings, SettingsError
 
 log = logging.getLogger("voicepool.gateway")
@@ -334,7 +335,8 @@ def _cold_pods(signer: Signer) -> Callable[[PoolFact, str, Collection[str]], Jso
 
     def build(pool: PoolFact, session_id: str, taken: Collection[str]) -> Json:
         hash_ = template_hash(pool, pod_settings)
-        number = next(n for n in range(len(taken) + 1) if pod_name(pool.name, hash_, n) not in taken)
-        return build_pod(pool, number, hash_, pod_settings, cold_start=session_id)
+        numbers = (cold_start_number(session_id, attempt) for attempt in itertools.count())
+        free = next(number for number in numbers if pod_name(pool.name, hash_, number) not in taken)
+        return build_pod(pool, free, hash_, pod_settings, cold_start=session_id)
 
     return build

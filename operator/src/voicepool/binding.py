@@ -89,7 +89,7 @@ def choose(
     choice = _by_placement(pods, placement, taken_on_node, at_least=CHOICE_PER_BIND * in_flight + 1)
     session = _number(session_id)
     # The hash of a pair of numbers is the same in every process.
-    order = [*map(hash, zip(repeat(session), map(_number, [pod.uid for pod in choice]), strict=False))]
+    order = [*map(hash, zip(repeat(session), map(_number_of_pod, [pod.uid for pod in choice]), strict=False))]
     return choice[order.index(min(order))]
 
 
@@ -115,9 +115,12 @@ def _by_placement(
     return choice
 
 
-@functools.lru_cache(maxsize=1 << 15)
 def _number(name: str) -> int:
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=7).digest())
+
+
+# Each bind asks for all warm pods, so their numbers are kept, and not for longer than it takes 16,384 others to come: 3 MB.
+_number_of_pod = functools.lru_cache(maxsize=1 << 14)(_number)
 
 
 def active_deadline_seconds(pod: PodFact, max_duration_seconds: int, now: datetime) -> int:

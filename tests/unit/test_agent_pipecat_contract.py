@@ -8,6 +8,7 @@ import inspect
 from collections.abc import AsyncIterator
 from importlib.metadata import version
 from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from livekit import rtc
@@ -75,6 +76,36 @@ async def test_a_service_that_failed_counts_unless_another_one_can_do_its_work()
     assert pipecat_private.unusable(ours) == [switcher]
     await alone.set_usable(False)
     assert set(pipecat_private.unusable(ours)) == {switcher, alone}
+
+
+async def test_somebody_who_is_told_of_twice_has_come_once_until_he_goes() -> None:
+    ours = transport()
+    told: list[str] = []
+
+    async def came(_transport: LiveKitTransport, client: dict[str, str]) -> None:
+        told.append(client["id"])
+
+    ours.add_event_handler("on_client_connected", came)
+
+    def there(identity: str) -> rtc.RemoteParticipant:
+        return cast("rtc.RemoteParticipant", SimpleNamespace(identity=identity))
+
+    client = ours._client
+    client._room = cast("rtc.Room", SimpleNamespace(remote_participants={}))
+    pipecat_private.tell_once(ours)
+    await client._async_on_participant_connected(there("caller"))
+    await client._participant_connected("caller")
+    await client._async_on_participant_connected(there("another"))
+    await asyncio.sleep(0)  # handlers are tasks
+    assert told == ["caller", "another"]
+    await client._async_on_participant_disconnected(there("caller"))
+    await client._async_on_participant_connected(there("caller"))
+    await asyncio.sleep(0)
+    assert told == ["caller", "another", "caller"]
+    connect = inspect.unwrap(LiveKitTransportClient.connect)
+    assert "_participant_connected" in connect.__code__.co_names, (
+        "connect() no longer tells of who is there in this way"
+    )
 
 
 async def test_who_hears_and_who_speaks_is_known() -> None:

@@ -271,6 +271,29 @@ def _tap_output(processor: LiveKitOutputTransport, played: Callable[[bytes, int,
     processor.write_audio_frame = tapped  # type: ignore[method-assign]
 
 
+def tell_once(transport: LiveKitTransport) -> None:
+    """Raise the events of somebody's coming once for each time that somebody comes.
+
+    Of who comes after the agent has connected and before its tracks are published, which takes a few round trips, Pipecat tells at once, and again
+    when it goes through all who are there: a bot would greet such a caller twice.
+    """
+    client = transport._client
+    tell_of_coming, tell_of_going = client._participant_connected, client._async_on_participant_disconnected
+    here: set[str] = set()
+
+    async def came(participant_id: str) -> None:
+        if participant_id not in here:
+            here.add(participant_id)
+            await tell_of_coming(participant_id)
+
+    async def went(participant: rtc.RemoteParticipant) -> None:
+        here.discard(participant.identity)
+        await tell_of_going(participant)
+
+    client._participant_connected = came  # type: ignore[method-assign]
+    client._async_on_participant_disconnected = went  # type: ignore[method-assign]
+
+
 def room(transport: LiveKitTransport) -> rtc.Room | None:
     """The LiveKit room of a transport, None until it is set up. Unlike Pipecat it tells why it was disconnected."""
     return transport._client._room

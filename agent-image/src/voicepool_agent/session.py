@@ -157,6 +157,7 @@ class Session:
         worker.add_observer(_Listener(self))
         pipecat_private.before_audio(worker, self._find_audience)
         for transport in pipecat_private.livekit_transports(worker):
+            pipecat_private.tell_once(transport)
             transport.add_event_handler("on_connected", self._on_connected)
             transport.add_event_handler("on_participant_connected", self._on_came)
             transport.add_event_handler("on_participant_disconnected", self._on_left)

@@ -348,6 +348,7 @@ class Controller:
                 self._metrics.forget(namespace, name)
             self._seen.clear()
             self._asked_for_at.clear()
+            self._used_numbers.clear()
             self._sessions.clear()
             self._status_writes.clear()
             self._doubtful.clear()

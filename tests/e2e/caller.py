@@ -34,6 +34,9 @@ HEARD_RATE = 16_000
 
 MICROPHONE_RATE = 48_000
 FRAME_SECONDS = 0.01
+SILENCE_AHEAD_SECONDS = 0.1
+SPEECH_AHEAD_SECONDS = 2.0
+"""How much of a saying is handed over before it is heard: so long may a busy machine keep this process waiting, and no word has a gap in it."""
 AUDIBLE_RMS = 200.0
 """Loudness (root mean square of 16-bit samples) from which a frame of 10 ms counts as sound; a silent track is at 0
 to 20."""
@@ -85,7 +88,7 @@ class Caller:
         self._token = token
         self._clock = clock
         self._room = rtc.Room()
-        self._microphone = rtc.AudioSource(MICROPHONE_RATE, 1, queue_size_ms=100)
+        self._microphone = rtc.AudioSource(MICROPHONE_RATE, 1, queue_size_ms=round(1000 * SPEECH_AHEAD_SECONDS))
         self._sayings: asyncio.Queue[tuple[bytes, asyncio.Event]] = asyncio.Queue()
         self._heard = _Heard()
         self._news = asyncio.Condition()
@@ -165,7 +168,7 @@ class Caller:
         await self._microphone.aclose()
 
     async def say(self, pcm16: bytes, rate: int) -> None:
-        """Say 16-bit mono samples; returns when the last of them has left for the microphone track."""
+        """Say 16-bit mono samples; returns when the last of them has left on the microphone track."""
         samples = np.frombuffer(pcm16, dtype=np.int16)
         if rate != MICROPHONE_RATE:
             samples = soxr.resample(samples, rate, MICROPHONE_RATE).astype(np.int16)
@@ -265,12 +268,16 @@ class Caller:
         silence = bytes(2 * per_frame)
         while True:
             if self._sayings.empty():
-                await self._microphone.capture_frame(rtc.AudioFrame(silence, MICROPHONE_RATE, 1, per_frame))
+                if self._microphone.queued_duration > SILENCE_AHEAD_SECONDS:
+                    await asyncio.sleep(FRAME_SECONDS)
+                else:
+                    await self._microphone.capture_frame(rtc.AudioFrame(silence, MICROPHONE_RATE, 1, per_frame))
                 continue
             pcm, done = self._sayings.get_nowait()
             for start in range(0, len(pcm), 2 * per_frame):
                 frame = pcm[start : start + 2 * per_frame].ljust(2 * per_frame, b"\0")
                 await self._microphone.capture_frame(rtc.AudioFrame(frame, MICROPHONE_RATE, 1, per_frame))
+            await self._microphone.wait_for_playout()
             self._mark("said")
             done.set()
 

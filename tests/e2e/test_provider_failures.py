@@ -19,6 +19,9 @@ from tests.e2e.caller import Caller
 from tests.e2e.livekit_server import run_livekit
 from tests.e2e.providers import Fault, Providers
 
+# Three agents, three callers and their providers at once are as much as two slow processors bring along in time, so these tests follow each other.
+pytestmark = pytest.mark.xdist_group("three agents")
+
 Speech = Callable[[str], Awaitable[tuple[bytes, int]]]
 Question = tuple[bytes, int]
 PROVIDERS = {"assemblyai": "AssemblyAISTTService", "groq": "GroqLLMService", "inworld": "InworldTTSService"}

@@ -127,7 +127,7 @@ MUTANTS: dict[str, Callable[[], contextlib.AbstractContextManager[None]]] = {
     "lease": _without(
         Election, "_round", "asked_at + self._times.renew_deadline_seconds", "asked_at + MAX_DURATION_SECONDS"
     ),
-    "name": _without(Controller, "reconcile", "self._used_numbers.get(key, UsedNumbers.up_to(names))", "UsedNumbers()"),
+    "name": _without(Controller, "reconcile", "UsedNumbers.up_to(names) if known is None else known", "UsedNumbers()"),
     "page": _without(Informer, "_pages", *_PAGE),
     "replace": _lists_that_do_not_replace,
     "status": _status_at_any_price,

@@ -440,8 +440,10 @@ class Controller:
         template = await self._template(pool)
         pods = self._pods.by(BY_POOL, key)
         names = [pod.name for pod in pods]
-        self._used_numbers[key] = self._used_numbers.get(key, UsedNumbers.up_to(names)).and_of(names)
-        decided = plan(pool, pods, self._now(), template, self._used_numbers[key])
+        known = self._used_numbers.get(key)
+        used = UsedNumbers.up_to(names) if known is None else known.and_of(names)
+        self._used_numbers[key] = used
+        decided = plan(pool, pods, self._now(), template, used)
         calls_taken_over = taken_over(pool, pods)
         takes_away = any(delete.reason in TAKEN_AWAY for delete in decided.deletes)
         if (takes_away or calls_taken_over or key in self._doubtful) and not await self._is_current(pool):

@@ -235,7 +235,7 @@ def plan(
     if wanted and failure is not None and failure.pod in groups.late:
         # Also where there is no room: the place that it holds is the one that its successor needs.
         delete(failure.pod, DeleteReason.STARTUP_DEADLINE)
-    numbers = _free_numbers(used.and_of(pod.name for pod in all_pods), created)
+    numbers = _free_numbers(used, all_pods, created) if created else ()
     creates = tuple(PodCreate(number, failed_starts) for number in numbers)
 
     problem = _problem(pool, groups, template, failure, failed_starts)
@@ -499,8 +499,9 @@ def _wanted(staying: Sequence[PodFact], target: int, template: Template, steps: 
     return max(0, min(target - current, target + surplus - len(staying)))
 
 
-def _free_numbers(used: UsedNumbers, count: int) -> list[int]:
-    return list(itertools.islice((number for number in itertools.count() if number not in used), count))
+def _free_numbers(used: UsedNumbers, pods: Iterable[PodFact], count: int) -> Iterable[int]:
+    taken = used.and_of(pod.name for pod in pods)
+    return itertools.islice((number for number in itertools.count() if number not in taken), count)
 
 
 def _counts(groups: _Sorted) -> dict[str, int]:

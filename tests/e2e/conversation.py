@@ -1,7 +1,7 @@
 """One call to a deployed voicepool, from the request to the last answer, and its timeline.
 
 Invariants: the caller's program knows an address and an API key, nothing else of the cluster; all times are seconds since the request was sent; speech
-is transcribed after the call, so that it takes no processor time from the agent on the same machine.
+is transcribed while nobody speaks, so that it takes no processor time from the agent on the same machine.
 """
 
 from __future__ import annotations
@@ -9,17 +9,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from tests.cluster.errors import ClusterError
-from tests.e2e.caller import Caller, Utterance, read_wav
+from tests.e2e.caller import HEARD_RATE, Caller, Utterance, read_wav
 from tests.e2e.deployment import Answer, Deployment
 
 RECORDINGS = Path(__file__).parent / "recordings"
 OPENING_HOURS = RECORDINGS / "opening-hours.wav"
 OPENING_HOURS_WORDS = "What are your opening hours?"
+
+PAUSE = bytes(2 * HEARD_RATE // 4)
+"""A quarter of a second of silence between two parts of what was said."""
 
 HEAR_SECONDS = 60.0
 """How long the caller waits for the agent to say something, and to end it."""
@@ -141,6 +144,36 @@ async def story_of(deployment: Deployment, session_id: str) -> str:
         return await asyncio.to_thread(told)
     except ClusterError as error:
         return str(error)
+
+
+def offers_help(words: str) -> bool:
+    """Whether the transcript of the keyless bot's greeting has its end."""
+    return "help you" in words.lower()
+
+
+def says_opening_hours(words: str) -> bool:
+    """Whether the transcript of an answer is the answer to the recorded question."""
+    return "morning" in words.lower() and "monday to friday" in words.lower().replace(",", "")
+
+
+async def hear_out(first: Utterance, hear: Callable[[], Awaitable[Utterance]], says: Callable[[str], bool]) -> str:
+    """Hear until the whole of something has been said, and return its words: a busy machine may make pauses in it.
+
+    Args:
+        first: how it begins.
+        hear: the next utterance.
+        says: whether a transcript has all of it.
+
+    Raises:
+        AssertionError: nothing more came, and this is what was said.
+    """
+    heard = first.pcm
+    while not says(words := await words_of(heard)):
+        try:
+            heard += PAUSE + (await hear()).pcm
+        except (TimeoutError, ClusterError):
+            raise AssertionError(f"the agent has only said {words!r}") from None
+    return words
 
 
 async def words_of(pcm: bytes) -> str:

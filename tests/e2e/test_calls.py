@@ -18,8 +18,8 @@ import pytest
 import yaml
 from tests.cluster.errors import ClusterError
 from tests.cluster.tool import Cluster
-from tests.e2e.caller import HEARD_RATE, read_wav
-from tests.e2e.conversation import Conversation, call, words_of
+from tests.e2e.caller import read_wav
+from tests.e2e.conversation import Conversation, call, hear_out, offers_help, says_opening_hours, words_of
 from tests.e2e.deployment import (
     AGENT_IMAGE,
     MANIFESTS,
@@ -49,23 +49,10 @@ from voicepool.model import Disruption
 
 pytestmark = pytest.mark.cluster
 
-PAUSE = bytes(2 * HEARD_RATE // 4)
-"""A quarter of a second of silence between two parts of an answer."""
-
-
-def says_opening_hours(words: str) -> bool:
-    """Whether the transcript of an answer is the answer to the recorded question."""
-    return "morning" in words.lower() and "monday to friday" in words.lower().replace(",", "")
-
 
 async def assert_told_the_opening_hours(conversation: Conversation) -> None:
-    """Asks, and listens until the whole answer was heard: a busy machine may make pauses in it."""
-    heard = (await conversation.ask()).pcm
-    while not says_opening_hours(words := await words_of(heard)):
-        try:
-            heard += PAUSE + (await conversation.listen()).pcm
-        except ClusterError:
-            pytest.fail(f"the agent has only said {words!r}")
+    """Asks, and listens until the whole answer was heard."""
+    await hear_out(await conversation.ask(), conversation.listen, says_opening_hours)
 
 
 # A call
@@ -78,13 +65,13 @@ async def test_a_caller_asks_a_warm_agent_and_hears_the_answer(
     container = manifest["spec"]["template"]["spec"]["containers"][0]
     pool = await make_pool("talk", container)
     async with call(deployment, pool) as conversation:
-        await conversation.listen()
+        await hear_out(await conversation.listen(), conversation.listen, offers_help)
         await assert_told_the_opening_hours(conversation)
         conversation.caller.write_wav(tmp_path / "call.wav")
     recorded, _ = read_wav(tmp_path / "call.wav")
     assert not conversation.session.cold_start
     words = await words_of(recorded)
-    assert "help you" in words.lower()
+    assert offers_help(words)
     assert says_opening_hours(words)
 
 

@@ -44,6 +44,9 @@ little is in it)."""
 SYNTHESIS_THREADS = 1
 """Seven to ten times faster than speech; more would only disturb the audio that is playing."""
 
+SENTENCE_SECONDS = 30.0
+"""How long a sentence may take on a busy node. Pipecat takes a synthesiser for silent after 3 s, which suits a provider that streams."""
+
 WITHOUT_NOISE = SynthesisConfig(noise_scale=0.0, noise_w_scale=0.0)
 """A sentence sounds the same each time. With Piper's own noise it is now and then misheard: "one day" for "Monday"."""
 
@@ -100,6 +103,7 @@ class LocalSpeech(TTSService):
         super().__init__(
             push_start_frame=True,
             push_stop_frames=True,
+            stop_frame_timeout_s=SENTENCE_SECONDS,
             settings=TTSSettings(model="piper", voice="en_US-joe-medium", language=None),
         )
         options = onnxruntime.SessionOptions()

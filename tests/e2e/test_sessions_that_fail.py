@@ -165,9 +165,8 @@ def assert_says_why(seen: Ended, failure: SessionFailure) -> None:
     assert (summary["session"], summary["reason"]) == (record.session_id, failure.reason)
     assert record.summary == summary
     assert f'"reason":"{failure.reason}"' in seen.described_pod
-    assert (
-        summary["errors"] == [] if not failure.error else any(says(failure.error, one) for one in summary["errors"])
-    ), summary
+    as_said = any(says(failure.error, one) for one in summary["errors"]) if failure.error else summary["errors"] == []
+    assert as_said, f"{process['message']}\n{seen.log}"
 
 
 # The causes

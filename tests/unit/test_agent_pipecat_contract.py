@@ -16,7 +16,7 @@ from livekit.rtc._ffi_client import FfiClient
 from livekit.rtc._proto import ffi_pb2 as proto_ffi
 from pipecat.audio.turn.smart_turn.local_smart_turn_v3 import LocalSmartTurnAnalyzerV3
 from pipecat.audio.vad.silero import SileroVADAnalyzer
-from pipecat.frames.frames import Frame, StartFrame, TextFrame
+from pipecat.frames.frames import Frame, InputAudioRawFrame, StartFrame, TextFrame
 from pipecat.pipeline.parallel_pipeline import ParallelPipeline
 from pipecat.pipeline.pipeline import Pipeline
 from pipecat.pipeline.service_switcher import ServiceSwitcher, ServiceSwitcherStrategyFailover
@@ -319,6 +319,41 @@ async def test_heartbeats_are_seen_until_a_processor_holds_them_up_and_it_is_kno
             # One that is on its way may be in the sender's queue for a moment.
             while pipecat_private.held_up(ours) != [holder]:  # noqa: ASYNC110 - nobody tells when a heartbeat begins to wait
                 await asyncio.sleep(0.01)
+
+
+class Late(FrameProcessor):
+    """Works a piece of sound off when it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.done = asyncio.Semaphore(0)
+
+    async def process_frame(self, frame: Frame, direction: FrameDirection) -> None:
+        await super().process_frame(frame, direction)
+        if isinstance(frame, InputAudioRawFrame):
+            await self.done.acquire()
+        await self.push_frame(frame, direction)
+
+
+async def test_a_processor_in_which_heartbeats_wait_behind_sound_is_known_and_how_much_it_has_taken_of_it() -> None:
+    late = Late()
+    ours = PipelineWorker(
+        Pipeline([Remembers(), late]),
+        params=PipelineParams(enable_heartbeats=True, heartbeats_period_secs=0.01),
+        cancel_timeout_secs=1,
+    )
+    beats: asyncio.Queue[None] = asyncio.Queue()
+    pipecat_private.watch_heartbeats(ours, lambda: beats.put_nowait(None))
+    async with running(ours), asyncio.timeout(10):
+        await beats.get()
+        for _ in range(3):
+            await ours.queue_frame(InputAudioRawFrame(bytes(320), 16_000, 1))
+        while not (taken := pipecat_private.frames_taken_by_late(ours)):  # noqa: ASYNC110 - as above
+            await asyncio.sleep(0.01)
+        assert pipecat_private.held_up(ours) == [late]
+        late.done.release()
+        while pipecat_private.frames_taken_by_late(ours) != {late: taken[late] + 1}:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
 
 
 async def test_a_bot_that_has_not_asked_for_heartbeats_reads_no_complaint_about_them() -> None:

@@ -548,6 +548,28 @@ async def test_a_pipeline_with_signs_of_life_is_not_stuck(call: Call, sign: str)
     assert call.session.reason is Reason.STUCK
 
 
+async def test_a_pipeline_that_is_only_late_is_not_stuck_until_it_does_nothing_any_more(
+    call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = 0
+    monkeypatch.setattr(pipecat_private, "frames_taken_by_late", lambda _worker: {call.aside: taken})
+    await call.join()
+    await call.caller_comes()
+    await heartbeat(call)
+    for seconds in range(1, 100):
+        taken += 1
+        call.time.pass_to(seconds)
+    for seconds in range(100, 120):
+        call.time.pass_to(seconds)
+        assert call.session.reason is None
+    call.time.pass_to(120)
+    assert call.session.close(None).errors == (
+        "nothing has come through the pipeline for 60 s: FrameProcessor cannot keep up, the agent has too little CPU",
+        "nothing has come through the pipeline for 60 s: FrameProcessor held it up",
+    )
+    assert call.session.reason is Reason.STUCK
+
+
 async def test_a_pipeline_through_which_no_heartbeat_has_ever_come_is_not_judged(call: Call) -> None:
     await call.join()
     await call.caller_comes()

@@ -2,8 +2,9 @@
 
 A processor that does not come back from one frame holds up all that queue behind it, while the event loop, the probes and
 the room are fine: the caller talks to nobody. Heartbeats stop for good reasons, too: some services let nothing pass while
-the agent speaks, and a bot may have a processor that keeps heartbeats back. Invariants: what the caller hears is a
-sign of life as good as a heartbeat; a pipeline through which none has ever come is never called stuck.
+the agent speaks, a bot may have a processor that keeps heartbeats back, and sound goes before them where it comes in faster
+than it is worked off. Invariants: what the caller hears is a sign of life as good as a heartbeat, and so is work that is
+only late; a pipeline through which no heartbeat has ever come is never called stuck.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ class Pulse:
         """A heartbeat has come through."""
         self._last = self._clock()
 
-    def speaking(self) -> None:
-        """The agent is heard."""
+    def moved(self) -> None:
+        """There is another sign of life than a heartbeat."""
         if self._last is not None:
             self._last = self._clock()
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 from livekit import rtc
@@ -235,7 +235,7 @@ class Session:
         """A frame went by, seen once for each of its two directions."""
         if isinstance(frame, BotSpeakingFrame):
             for pulse in self._pulses.values():
-                pulse.speaking()
+                pulse.moved()
         elif isinstance(frame, (LLMTextFrame, LLMThoughtTextFrame)):
             self._came_of_it = "nothing of the answer was spoken"
             self._speech.hear_piece(frame.text)
@@ -380,12 +380,12 @@ class Session:
     def _unusable(self, counts: Callable[[FrameProcessor], bool] = lambda _processor: True) -> str:
         """The names of processors that can no longer do their work, of those that count; empty when there is none."""
         found = [one for worker in self._workers for one in pipecat_private.unusable(worker) if counts(one)]
-        return ", ".join(sorted({type(one).__name__ for one in found}))
+        return _names(found)
 
     def _offline(self) -> str:
         """The names of services whose connection failed before the agent had joined, and is not there again."""
         found = [one for worker in self._workers for one in pipecat_private.disconnected(worker)]
-        return ", ".join(sorted({type(one).__name__ for one in found if one in self._failing}))
+        return _names(one for one in found if one in self._failing)
 
     def _still_unusable(self) -> None:
         # A call that has begun goes on without what it can do without.
@@ -424,12 +424,20 @@ class Session:
         pulse = self._pulses[worker] = Pulse(self._clock, self._settings.stuck_timeout_seconds)
         pipecat_private.watch_heartbeats(worker, pulse.beat)
 
+        taken: dict[FrameProcessor, int] = {}
+
         def look() -> None:
+            nonlocal taken
+            before, taken = taken, pipecat_private.frames_taken_by_late(worker)
             if pulse.is_stuck:
-                names = sorted({type(one).__name__ for one in pipecat_private.held_up(worker)})
                 words = f"nothing has come through the pipeline for {self._settings.stuck_timeout_seconds:g} s"
-                self.fail(Reason.STUCK, f"{words}: {', '.join(names)} held it up" if names else words)
-            elif self.reason is None:
+                if late := _names(one for one, count in taken.items() if count > before.get(one, count)):
+                    self.note(f"{words}: {late} cannot keep up, the agent has too little CPU")
+                    pulse.moved()
+                else:
+                    names = _names(pipecat_private.held_up(worker))
+                    self.fail(Reason.STUCK, f"{words}: {names} held it up" if names else words)
+            if self.reason is None:
                 self._pulse_timers[worker] = self._schedule(PULSE_CHECK_SECONDS, look)
 
         look()
@@ -437,6 +445,10 @@ class Session:
     def _still_empty(self) -> None:
         if not self._present and not self._cut_off:
             self.conclude(Reason.CALLER_LEFT)
+
+
+def _names(processors: Iterable[FrameProcessor]) -> str:
+    return ", ".join(sorted({type(one).__name__ for one in processors}))
 
 
 class _Listener(BaseObserver):

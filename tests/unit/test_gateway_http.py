@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 from tests.unit.fakes import POOLS, pool_object
-from tests.unit.gateways import API_KEY, AUTHORIZED, SCOPED_KEY, World, hashed, world
+from tests.unit.gateways import API_KEY, AUTHORIZED, SCOPED_KEY, World, hashed, settings, world
+
+from voicepool.gateway.server import http_config
 
 
 @pytest.fixture
@@ -162,3 +164,8 @@ async def test_probes_metrics_and_the_document_are_served(here: World) -> None:
     assert {"sessionId", "createdAt", "summary"} <= document["components"]["schemas"]["SessionRecord"][
         "properties"
     ].keys()
+
+
+async def test_an_idle_connection_outlives_that_of_any_proxy_before_the_gateway(here: World) -> None:
+    gateway = await here.gateway()
+    assert http_config(gateway.services, settings(here.folder)).timeout_keep_alive > 600

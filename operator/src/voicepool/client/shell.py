@@ -31,8 +31,8 @@ ApiKey = str | Callable[[], str] | None
 
 TIMEOUT_SECONDS = 60.0
 # A start that waits in a pool's queue holds a connection all the time, so their number has no limit of ours.
-# Gateways close what is idle for 5 s (uvicorn's default), and a request that meets that costs an attempt.
-LIMITS = httpx2.Limits(max_connections=None, max_keepalive_connections=20, keepalive_expiry=4.0)
+# What stands before a gateway closes what is idle, most of it after a minute, and a request that meets that costs an attempt.
+LIMITS = httpx2.Limits(max_connections=None, max_keepalive_connections=20, keepalive_expiry=30.0)
 
 
 class Shell:

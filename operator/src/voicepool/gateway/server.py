@@ -56,6 +56,9 @@ from voicepool.settings import GatewaySettings, SettingsError
 log = logging.getLogger("voicepool.gateway")
 
 _GRACE_SECONDS = 20
+_KEEP_ALIVE_SECONDS = 620
+"""An idle connection is closed by whoever is before us: nginx and AWS do it after 60 s, Google Cloud after 600 s and asks for this much. A request that
+goes out on a connection which the other side closes in the same moment has no answer."""
 _CONNECTIONS = 128
 """To the API server; a burst of binds must not queue behind each other in here."""
 
@@ -109,6 +112,7 @@ def http_config(services: Services, settings: GatewaySettings) -> uvicorn.Config
         server_header=False,
         # Nothing here speaks it: a request to upgrade is an ordinary one.
         ws="none",
+        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=_GRACE_SECONDS,
         # uvicorn's own default believes whoever is on the same machine, and an environment variable.
         proxy_headers=bool(settings.trusted_proxies),

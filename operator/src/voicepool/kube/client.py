@@ -57,12 +57,14 @@ class _List(msgspec.Struct, Generic[T]):
     items: list[T] = []
 
 
-class _Event(msgspec.Struct):
-    type: Literal["ADDED", "MODIFIED", "DELETED", "BOOKMARK", "ERROR"]
-    object: msgspec.Raw
+class _Event(msgspec.Struct, Generic[T]):
+    type: Literal["ADDED", "MODIFIED", "DELETED", "BOOKMARK"]
+    object: T
 
 
-_EVENT = msgspec.json.Decoder(_Event)
+class _ErrorEvent(msgspec.Struct):
+    type: Literal["ERROR"]
+    object: Json
 
 
 def _reader(fields: Any) -> Callable[[bytes], Json]:
@@ -75,13 +77,17 @@ def _reader(fields: Any) -> Callable[[bytes], Json]:
 
 def event_reader(resource: Resource) -> Callable[[bytes], WatchEvent]:
     """Reads one line of a watch; what it returns raises ValueError for a line that is no event."""
-    read_object = _reader(resource.fields)
+    fields: Any = resource.fields or Json
+    decoder = msgspec.json.Decoder(_Event[fields])
 
     def read(line: bytes) -> WatchEvent:
-        event = _EVENT.decode(line)
-        # The object of an error is not one of those that are watched.
-        read_whole = msgspec.json.decode if event.type == "ERROR" else read_object
-        return WatchEvent(event.type, read_whole(event.object))
+        try:
+            event = decoder.decode(line)
+        except msgspec.ValidationError:
+            # The object of an error is not one of those that are watched.
+            error = msgspec.json.decode(line, type=_ErrorEvent)
+            return WatchEvent(error.type, error.object)
+        return WatchEvent(event.type, msgspec.to_builtins(event.object))
 
     return read
 

@@ -288,9 +288,11 @@ class Informer(Generic[T]):
 
     def _put(self, key: Key, entry: _Entry[T]) -> None:
         old = self._entries.get(key)
-        if old is not None:
-            self._unindex(key, old.value)
         self._entries[key] = entry
+        if old is not None:
+            if old.value == entry.value:
+                return
+            self._unindex(key, old.value)
         for name, function in self._index_functions.items():
             self._indexes[name].setdefault(function(entry.value), {})[key] = None
         self._tell(key, old.value if old else None, entry.value)
@@ -310,9 +312,8 @@ class Informer(Generic[T]):
                 del index[indexed]
 
     def _tell(self, key: Key, old: T | None, new: T | None) -> None:
-        if old != new:
-            for handler in self.handlers:
-                handler(key, old, new)
+        for handler in self.handlers:
+            handler(key, old, new)
 
     def _heard(self) -> None:
         self._last_contact = asyncio.get_running_loop().time()

@@ -12,7 +12,7 @@ import itertools
 import json
 import math
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
 from tests.bench.figures import Figure, over_rounds, per_event
@@ -33,6 +33,9 @@ PATIENT = {"deadlineSeconds": 3600}
 STARTS = 3
 EVENTS = 1_000
 EVENT_ROUNDS = 2
+TOGETHER = 50
+"""Events that wait in the stream when a process goes on; with many more the API server would break the watch off."""
+CATCH_UP_SECONDS = 0.3
 QUIET_SECONDS = 2.0
 SETTLE_SECONDS = 5.0
 """Until the copy beside the operator has listed all pods."""
@@ -40,6 +43,10 @@ GOAL_SYNC_SECONDS = 2.0
 GOAL_MEMORY_MEBIBYTES = 120.0
 GOAL_EVENT_MICROSECONDS = 40.0
 ALONE_ROUNDS = 300
+
+
+Touch = Callable[[tuple[int, PodFact]], Awaitable[None]]
+"""Makes an event of a pod."""
 
 
 @dataclass(slots=True)
@@ -112,14 +119,33 @@ async def _storms(world: World, namespace: str, pods: list[PodFact], operator: C
         seen.idle.append(shares["operator"])
         for turn, (what, touch) in itertools.product(range(EVENT_ROUNDS), _touches(world).items()):
             chosen = [pods[number % len(pods)] for number in range(turn, turn + EVENTS)]
-            before = {name: child.cpu_seconds() for name, child in children.items()}
-            began = time.perf_counter()
-            await in_parallel(touch, enumerate(chosen))
-            await asyncio.sleep(QUIET_SECONDS)
-            wall_seconds = time.perf_counter() - began
-            for name, child in children.items():
-                cost = per_event(child.cpu_seconds() - before[name], shares[name], wall_seconds, EVENTS)
-                costs[name].setdefault(what, []).append(cost * 1e6)
+            for how, storm in (("", _one_by_one), (f", {TOGETHER} at once", _together)):
+                before = {name: child.cpu_seconds() for name, child in children.items()}
+                began = time.perf_counter()
+                await storm(touch, chosen, list(children.values()))
+                wall_seconds = time.perf_counter() - began
+                for name, child in children.items():
+                    cost = per_event(child.cpu_seconds() - before[name], shares[name], wall_seconds, EVENTS)
+                    costs[name].setdefault(what + how, []).append(cost * 1e6)
+
+
+async def _one_by_one(touch: Touch, chosen: Sequence[PodFact], _children: Sequence[Child]) -> None:
+    """As fast as the API server takes them, which is slower than any of us reads them."""
+    await in_parallel(touch, enumerate(chosen))
+    await asyncio.sleep(QUIET_SECONDS)
+
+
+async def _together(touch: Touch, chosen: Sequence[PodFact], children: Sequence[Child]) -> None:
+    """As on an API server with many cores: the processes stand still while some events are made, and then go on, one after the other."""
+    for start in range(0, len(chosen), TOGETHER):
+        for child in children:
+            child.freeze()
+        try:
+            await in_parallel(touch, enumerate(chosen[start : start + TOGETHER], start))
+        finally:
+            for child in children:
+                child.go_on()
+                await asyncio.sleep(CATCH_UP_SECONDS)
 
 
 async def _alone(world: World, namespace: str, load: float) -> Row:
@@ -141,7 +167,7 @@ async def _alone(world: World, namespace: str, load: float) -> Row:
     return Row(NAME, what, over_rounds([seconds * 1e6]), "us", GOAL_EVENT_MICROSECONDS, load=load)
 
 
-def _touches(world: World) -> dict[str, Callable[[tuple[int, PodFact]], Awaitable[None]]]:
+def _touches(world: World) -> dict[str, Touch]:
     """Two kinds of event."""
     turns = itertools.count()
 

@@ -59,7 +59,7 @@ class Conversation:
         try:
             return await self.caller.hear(timeout_seconds=HEAR_SECONDS)
         except TimeoutError:
-            raise await self._failure(f"was not heard within {HEAR_SECONDS:g} s") from None
+            raise await self.failure(f"was not heard within {HEAR_SECONDS:g} s") from None
 
     async def ask(self, recording: Path = OPENING_HOURS) -> Utterance:
         """Play a recorded question and hear the answer: what begins after it. Raises ClusterError."""
@@ -67,7 +67,7 @@ class Conversation:
         try:
             await self.caller.wait_until_listened_to()
         except TimeoutError:
-            raise await self._failure("does not listen to the caller") from None
+            raise await self.failure("does not listen to the caller") from None
         await self.caller.say(pcm, rate)
         asked = time.monotonic()
         self.questions.append(Moment("the question has been asked", asked - self.session.requested))
@@ -77,7 +77,7 @@ class Conversation:
         self.answers.append(Moment("the answer begins", answer.began - self.session.requested))
         return answer
 
-    async def _failure(self, what: str) -> ClusterError:
+    async def failure(self, what: str) -> ClusterError:
         """What the agent did not do, with what the caller saw and what the agent has logged."""
         session = self.session.session_id
         seen = [f"{seconds - self.session.requested:.3f} s: {name}" for name, seconds in self.caller.timeline.items()]

@@ -247,9 +247,12 @@ async def _in_the_call(stage: Stage, pool: str, provider: str, fault: Fault, **e
         stage.call(pool) as conversation,
     ):
         await conversation.caller.wait_until_listened_to()
-        async with asyncio.timeout(60):
-            while not providers.spoken:  # noqa: ASYNC110 - the double has no event for the greeting
-                await asyncio.sleep(0.1)
+        try:
+            async with asyncio.timeout(60):
+                while not providers.spoken:  # noqa: ASYNC110 - the double has no event for the greeting
+                    await asyncio.sleep(0.1)
+        except TimeoutError:
+            raise await conversation.failure("has not said hello in 60 s") from None
         providers.faults[provider] = fault
         await conversation.caller.say(*await asyncio.to_thread(read_wav, OPENING_HOURS))
         return await stage.ended(pool, conversation.session.session_id)

@@ -423,7 +423,6 @@ class Session:
         """Look every second whether a worker's pipeline still moves."""
         pulse = self._pulses[worker] = Pulse(self._clock, self._settings.stuck_timeout_seconds)
         pipecat_private.watch_heartbeats(worker, pulse.beat)
-
         taken: dict[FrameProcessor, int] = {}
 
         def look() -> None:

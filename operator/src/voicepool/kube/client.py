@@ -67,14 +67,6 @@ class _ErrorEvent(msgspec.Struct):
     object: Json
 
 
-def _reader(fields: Any) -> Callable[[bytes], Json]:
-    """Reads a JSON object, and skips what has no place in its fields."""
-    if fields is None:
-        return msgspec.json.decode
-    decoder = msgspec.json.Decoder(fields)
-    return lambda data: msgspec.to_builtins(decoder.decode(data))
-
-
 def event_reader(resource: Resource) -> Callable[[bytes], WatchEvent]:
     """Reads one line of a watch; what it returns raises ValueError for a line that is no event."""
     fields: Any = resource.fields or Json
@@ -93,7 +85,11 @@ def event_reader(resource: Resource) -> Callable[[bytes], WatchEvent]:
 
 
 def _list_reader(fields: Any) -> Callable[[bytes], Json]:
-    return _reader(None if fields is None else _List[fields])
+    """Reads a page of a list, and skips what has no place in the fields of its items."""
+    if fields is None:
+        return msgspec.json.decode
+    decoder = msgspec.json.Decoder(_List[fields])
+    return lambda data: msgspec.to_builtins(decoder.decode(data))
 
 
 class ConnectionSettingsError(Exception):

@@ -1,9 +1,9 @@
 """Whether a pipeline takes a caller's sound more slowly than it comes, so that the rest would never get through.
 
-Pipecat's processors work off what is urgent first, and sound is: where it comes faster than it is taken, as on a node that
-has no CPU left, a greeting waits behind all of it, and each answer is later than the one before. To leave sound out until none
-waits costs words, and keeps the call. Invariant: a processor that waits for one thing, a provider's answer perhaps, and then
-goes on is no reason to leave anything out, however much has come meanwhile.
+Pipecat's processors work off what is urgent first, and sound is: where it comes faster than it is taken, a greeting waits
+behind all of it, for as long as the call lasts. To leave sound out until nothing waits costs words, and keeps the call.
+Invariant: a processor that waits for one thing, a provider's answer perhaps, and then goes on is no reason to leave anything
+out, however much has come meanwhile.
 """
 
 from __future__ import annotations

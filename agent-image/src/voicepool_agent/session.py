@@ -480,7 +480,7 @@ def _names(processors: Iterable[FrameProcessor]) -> str:
 
 
 def _cannot_keep_up(processors: Iterable[FrameProcessor]) -> str:
-    return f"{_names(processors)} cannot keep up, the agent has too little CPU"
+    return f"{_names(processors)} cannot keep up: slow, or without CPU"
 
 
 class _Listener(BaseObserver):

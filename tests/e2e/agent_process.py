@@ -19,7 +19,7 @@ from typing import Any
 import aiohttp
 import jwt
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 from tests.ports import free_port
 
 import voicepool_agent
@@ -33,10 +33,12 @@ PARKED_SECONDS = 60.0
 
 
 class Gateway:
-    """Signs orders, as the gateway does."""
+    """Signs orders, as the gateway does, with its private key in PEM or one of its own."""
 
-    def __init__(self) -> None:
-        self._key = Ed25519PrivateKey.generate()
+    def __init__(self, private_key: str | None = None) -> None:
+        key = load_pem_private_key(private_key.encode(), None) if private_key else Ed25519PrivateKey.generate()
+        assert isinstance(key, Ed25519PrivateKey)
+        self._key = key
 
     @property
     def public_key(self) -> str:
@@ -52,6 +54,29 @@ class Gateway:
             self._key,
             algorithm="EdDSA",
         )
+
+
+def orders_to_refuse(gateway: Gateway, pod_uid: str, **claims: Any) -> list[tuple[str | bytes, int, str]]:
+    """Orders that no agent takes, of a gateway whose orders with these claims it would; each with the status and the code of its answer."""
+
+    def sign(**changes: Any) -> str:
+        return gateway.sign(pod_uid, **{**claims, **changes})
+
+    return [
+        (b"nonsense", 400, "MALFORMED"),
+        (sign(room=None), 400, "MALFORMED"),
+        (Gateway().sign(pod_uid, **claims), 401, "INVALID_ASSIGNMENT"),
+        (gateway.sign("another-pod", **claims), 401, "INVALID_ASSIGNMENT"),
+        (sign(exp=time.time() - 1), 401, "INVALID_ASSIGNMENT"),
+        (sign(body="x" * 3_000_000), 413, "TOO_LARGE"),
+    ]
+
+
+async def post_order(http: aiohttp.ClientSession, url: str, order: str | bytes) -> tuple[int, Any]:
+    """Send an order as the gateway does; status and JSON of the answer."""
+    body = io.BytesIO(order if isinstance(order, bytes) else order.encode())
+    async with http.post(url, data=body, headers={"Content-Type": "application/jwt"}) as response:
+        return response.status, await response.json()
 
 
 @dataclass(slots=True)
@@ -72,10 +97,7 @@ class AgentProcess:
 
     async def post(self, path: str, order: str | bytes) -> tuple[int, Any]:
         """Send an order; status and JSON of the answer."""
-        headers = {"Content-Type": "application/jwt"}
-        body = io.BytesIO(order if isinstance(order, bytes) else order.encode())
-        async with self.http.post(f"http://127.0.0.1:{self.port}{path}", data=body, headers=headers) as response:
-            return response.status, await response.json()
+        return await post_order(self.http, f"http://127.0.0.1:{self.port}{path}", order)
 
     async def bind(self, **claims: Any) -> tuple[int, Any]:
         """Sign an assignment and send it."""

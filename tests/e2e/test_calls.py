@@ -14,10 +14,12 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
+import aiohttp
 import pytest
 import yaml
 from tests.cluster.errors import ClusterError
 from tests.cluster.tool import Cluster
+from tests.e2e.agent_process import Gateway, orders_to_refuse, post_order
 from tests.e2e.caller import read_wav
 from tests.e2e.conversation import Conversation, call, hear_out, offers_help, says_opening_hours, words_of
 from tests.e2e.deployment import (
@@ -45,7 +47,7 @@ from tests.e2e.pools import (
 
 from voicepool.binding import active_deadline_seconds, bind_patch, is_candidate
 from voicepool.kube.convert import pod_from_json
-from voicepool.model import Disruption
+from voicepool.model import AGENT_PORT, Disruption
 
 pytestmark = pytest.mark.cluster
 
@@ -100,6 +102,24 @@ async def test_callers_reach_the_own_routes_of_the_bot_of_their_session_and_noth
         assert (status, answered["code"]) == (400, "INVALID_REQUEST")
     for path in ("readyz", "livez", "status", "metrics", "bind"):
         assert (await deployment.ask(f"/sessions/{one}/{path}"))[0] == 404
+
+
+async def test_a_pod_refuses_what_its_gateway_has_not_ordered_and_is_as_warm_as_before(
+    deployment: Deployment, make_pool: MakePool, cluster: Cluster
+) -> None:
+    pool = await make_pool("refusing", light(), onEmpty={"policy": "Reject"})
+    (pod,) = await asyncio.to_thread(deployment.pods_of, pool)
+    keys = await asyncio.to_thread(secret_values, cluster, "voicepool-assignment", NAMESPACE)
+    gateway = Gateway(keys["private.pem"])
+    claims = {"session": "s-1", "room": "r-1", "url": "ws://127.0.0.1:9", "token": "t"}
+    async with aiohttp.ClientSession() as http:
+        for order, status, code in orders_to_refuse(gateway, pod["metadata"]["uid"], **claims):
+            answer = await post_order(http, f"http://{pod['status']['podIP']}:{AGENT_PORT}/bind", order)
+            assert (answer[0], answer[1]["code"]) == (status, code)
+    async with call(deployment, pool) as conversation:
+        taken = await asyncio.to_thread(deployment.pod_of_session, conversation.session.session_id)
+        assert taken["metadata"]["uid"] == pod["metadata"]["uid"]
+        await conversation.listen()
 
 
 # Only a Ready pod

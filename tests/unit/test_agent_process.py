@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.e2e.agent_process import BOTS, AgentProcess, Gateway, run_agent
+from tests.e2e.agent_process import BOTS, AgentProcess, orders_to_refuse, run_agent
 from tests.e2e.bound import QUIET_BOT
 
 NOWHERE = "ws://127.0.0.1:9"
@@ -140,18 +139,7 @@ async def test_a_wrong_environment_is_one_clear_line(tmp_path: Path) -> None:
 
 
 async def test_what_is_refused_leaves_the_agent_as_warm_as_before(parked: AgentProcess) -> None:
-    def sign(**changes: Any) -> str:
-        return parked.gateway.sign(parked.pod_uid, **{**claims(), **changes})
-
-    refusals: list[tuple[str | bytes, int, str]] = [
-        (b"nonsense", 400, "MALFORMED"),
-        (sign(room=None), 400, "MALFORMED"),
-        (Gateway().sign(parked.pod_uid, **claims()), 401, "INVALID_ASSIGNMENT"),
-        (parked.gateway.sign("another-pod", **claims()), 401, "INVALID_ASSIGNMENT"),
-        (sign(exp=time.time() - 1), 401, "INVALID_ASSIGNMENT"),
-        (sign(body="x" * 3_000_000), 413, "TOO_LARGE"),
-    ]
-    for order, status, code in refusals:
+    for order, status, code in orders_to_refuse(parked.gateway, parked.pod_uid, **claims()):
         answer = await parked.post("/bind", order)
         assert (answer[0], answer[1]["code"]) == (status, code)
         assert set(answer[1]) == {"error", "code"}

@@ -174,7 +174,7 @@ async def test_no_call_is_lost_in_a_storm(
             assert not calling.done()
         await here.scale(REPLICAS)
         last_seconds, refill_seconds = await refilled(here)
-        await until(here.settled, SETTLE_SECONDS)
+        await here.settle()
         stranded = [pod.name for pod in here.agents.undelivered()]
         verdict = here.verdict(storm.overshoot)
         callers = here.callers
@@ -203,7 +203,7 @@ async def test_a_converged_pool_is_not_written_to(
         async with running(here.callers.keep_calling(CALLS_PER_SECOND)):
             await asyncio.sleep(1)
         await here.callers.finish()
-        await until(here.settled, SETTLE_SECONDS)
+        await here.settle()
         # What was told meanwhile is still to be written: Events, which are gathered for a while, and a last status.
         await asyncio.sleep(INTERVAL_SECONDS + 2)
         here.verdict(0)

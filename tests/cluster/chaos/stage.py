@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import os
 import random
+import re
 import secrets
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -182,6 +183,18 @@ class Stage(Company):
             and "Reconciling" not in conditions
         )
 
+    async def settle(self) -> None:
+        """Wait until that is so. Raises AssertionError, which shows what each operator makes of it."""
+        try:
+            await until(self.settled, SETTLE_SECONDS)
+        except AssertionError as error:
+            told = [await one.ask("/metrics") or "" for one in self.operators]
+            counted = [
+                [line for line in text.splitlines() if re.match("voicepool_(?!.*_bucket)", line)] for text in told
+            ]
+            pods = f"{len(self.agents.warm())} warm, {len(self.agents.unbound())} unbound, {self.agents.in_calls()} in calls"
+            raise AssertionError(f"{error}: {pods}; {(await self.pool()).get('status')}; {counted}") from None
+
     def verdict(self, overshoot: int) -> Verdict:
         """Judge all that was logged so far."""
         return self.judge(POOL, MAX_PODS, overshoot)
@@ -301,7 +314,7 @@ async def stage(cluster: Cluster, accounts: Accounts, folder: Path, operators: i
             all_.http, [one.address for one in all_.gateways], all_.api_key, f"{accounts.namespace}.{POOL}"
         )
         here = Stage(**{one.name: getattr(all_, one.name) for one in fields(all_)}, callers=callers)
-        await until(here.settled, SETTLE_SECONDS)
+        await here.settle()
         async with running(here.listen()):
             yield here
 

@@ -130,22 +130,21 @@ def frames_taken_by_late(worker: PipelineWorker) -> dict[FrameProcessor, int]:
     Sound is such frames. A processor that is slower than sound comes (its node has no CPU left for it) never gets to a heartbeat, and moves all the same.
     """
     return {
-        one: queue._FrameProcessorQueue__counter - queue.qsize()
+        one: (queue := one._FrameProcessor__input_queue)._FrameProcessorQueue__counter - queue.qsize()  # type: ignore[attr-defined]
         for one in processors(worker)
-        if _heartbeats_in(queue := one._FrameProcessor__input_queue) > 1  # type: ignore[attr-defined]  # one may have just come
+        if sum(isinstance(frame, HeartbeatFrame) for frame in _not_taken(one)) > 1  # one may have just come
     }
 
 
-def _heartbeats_in(queue: asyncio.PriorityQueue[Any]) -> int:
-    return sum(isinstance(item[2][0], HeartbeatFrame) for item in queue._queue)  # type: ignore[attr-defined]
+def _not_taken(processor: FrameProcessor) -> list[Frame]:
+    return [item[2][0] for item in processor._FrameProcessor__input_queue._queue]  # type: ignore[attr-defined]
 
 
 def waiting_frames(worker: PipelineWorker) -> dict[FrameProcessor, Waiting]:
     """What each processor has not begun to take yet, of those that have any of it."""
     found: dict[FrameProcessor, Waiting] = {}
     for one in processors(worker):
-        frames = [*_before_filter(one), *(item[2][0] for item in one._FrameProcessor__input_queue._queue)]  # type: ignore[attr-defined]
-        if frames:
+        if frames := [*_before_filter(one), *_not_taken(one)]:
             sound = [frame for frame in frames if isinstance(frame, InputAudioRawFrame)]
             seconds = sum(frame.num_frames / frame.sample_rate for frame in sound)
             found[one] = Waiting(len(frames), seconds, min((frame.id for frame in sound), default=None))

@@ -47,34 +47,6 @@ HANGING_BOT = HANGS + changed(
 )
 
 
-SLOW_BOT = """
-import asyncio
-from pipecat.frames.frames import EndWorkerFrame, InputAudioRawFrame
-from pipecat.processors.frame_processor import FrameProcessor
-
-class Slow(FrameProcessor):
-    async def process_frame(self, frame, direction):
-        await super().process_frame(frame, direction)
-        if isinstance(frame, InputAudioRawFrame):
-            await asyncio.sleep(2 * frame.num_frames / frame.sample_rate)
-        await self.push_frame(frame, direction)
-""" + changed(
-    QUIET_BOT,
-    ("transport.input(), transport.output()", "transport.input(), Slow(), transport.output()"),
-    (
-        "    runner = WorkerRunner",
-        """
-    @transport.event_handler("on_client_connected")
-    async def end_behind_the_sound(_transport, _client):
-        await asyncio.sleep(2)
-        await worker.queue_frame(EndWorkerFrame())
-
-    runner = WorkerRunner""",
-    ),
-)
-"""It takes sound half as fast as it comes, and ends where a frame of its own gets through."""
-
-
 BLOCKING_BOT = "import time\n" + changed(
     HANGING_BOT, ('await worker.queue_frame(TextFrame("words"))', "time.sleep(60)"), ("NeverComesBack(), ", "")
 )
@@ -106,19 +78,6 @@ async def test_a_pipeline_that_moves_is_left_alone_however_quiet_it_is(livekit: 
     ):
         await ended(agent, caller, "max-duration")
         assert agent.summary["errors"] == []
-
-
-async def test_what_a_bot_says_gets_through_a_pipeline_that_is_slower_than_its_caller(
-    livekit: LiveKit, tmp_path: Path
-) -> None:
-    async with (
-        bound_agent(livekit, tmp_path, SLOW_BOT, max_duration=25) as agent,
-        Caller(livekit.url, livekit.token("caller", "room")) as caller,
-    ):
-        await ended(agent, caller, "bot-ended")
-        (error,) = agent.summary["errors"]
-        assert error.endswith("s of the caller's sound were left out: Slow cannot keep up: slow, or without CPU")
-        assert "leaving out the caller's sound until nothing waits" in agent.log
 
 
 async def test_a_bot_that_holds_up_the_event_loop_in_the_call_is_given_up_with_its_line(

@@ -16,7 +16,7 @@ from livekit.rtc._ffi_client import FfiClient
 from livekit.rtc._proto import ffi_pb2 as proto_ffi
 from pipecat.audio.turn.smart_turn.local_smart_turn_v3 import LocalSmartTurnAnalyzerV3
 from pipecat.audio.vad.silero import SileroVADAnalyzer
-from pipecat.frames.frames import Frame, InputAudioRawFrame, StartFrame, TextFrame, UserAudioRawFrame
+from pipecat.frames.frames import Frame, InputAudioRawFrame, StartFrame, TextFrame
 from pipecat.pipeline.parallel_pipeline import ParallelPipeline
 from pipecat.pipeline.pipeline import Pipeline
 from pipecat.pipeline.service_switcher import ServiceSwitcher, ServiceSwitcherStrategyFailover
@@ -37,7 +37,6 @@ from websockets.asyncio.client import ClientConnection
 from websockets.protocol import State
 
 from voicepool_agent import pipecat_private
-from voicepool_agent.backlog import Waiting
 from voicepool_agent.connections import Connections
 
 
@@ -355,52 +354,6 @@ async def test_a_processor_in_which_heartbeats_wait_behind_sound_is_known_and_ho
         late.done.release()
         while pipecat_private.frames_taken_by_late(ours) != {late: taken[late] + 1}:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
-
-
-async def test_what_waits_in_a_processor_is_known() -> None:
-    late = Late()
-    ours = PipelineWorker(Pipeline([Remembers(), late]), cancel_timeout_secs=1)
-    sound = [InputAudioRawFrame(bytes(320 * n), 16_000, 1) for n in (1, 2, 3)]
-    async with running(ours), asyncio.timeout(10):
-        for frame in (*sound, TextFrame("words")):
-            await ours.queue_frame(frame)
-        while pipecat_private.waiting_frames(ours) != {late: Waiting(3, 0.05, sound[1].id)}:  # noqa: ASYNC110 - as above
-            await asyncio.sleep(0.01)
-        for _ in sound:
-            late.done.release()
-        while pipecat_private.waiting_frames(ours):  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
-
-
-async def test_the_sound_that_waits_for_the_filter_of_a_transport_is_known_from_its_start_on() -> None:
-    end = transport().input()
-    ours = worker(end)
-    assert pipecat_private.waiting_frames(ours) == {}
-    end._audio_in_queue = asyncio.Queue()
-    frame = InputAudioRawFrame(bytes(320), 16_000, 1)
-    await end.push_audio_frame(frame)
-    assert pipecat_private.waiting_frames(ours) == {end: Waiting(1, 0.01, frame.id)}
-
-
-async def test_sound_that_is_chosen_to_be_left_out_does_not_get_into_the_pipeline() -> None:
-    end = transport().input()
-    ours = worker(end)
-    asked: list[float] = []
-
-    def leave_out(seconds: float) -> bool:
-        asked.append(seconds)
-        return len(asked) == 1
-
-    pipecat_private.choose_sound(ours, leave_out)
-    end._audio_in_queue = asyncio.Queue()
-    first, second = (
-        InputAudioRawFrame(bytes(320), 16_000, 1),
-        UserAudioRawFrame(bytes(640), 16_000, 1, user_id="caller"),
-    )
-    for frame in (first, second):
-        await end.push_audio_frame(frame)
-    assert pipecat_private.waiting_frames(ours) == {end: Waiting(1, 0.02, second.id)}
-    assert asked == [0.01, 0.02]
 
 
 async def test_a_bot_that_has_not_asked_for_heartbeats_reads_no_complaint_about_them() -> None:

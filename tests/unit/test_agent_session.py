@@ -17,7 +17,6 @@ from pipecat.frames.frames import (
     ErrorFrame,
     Frame,
     HeartbeatFrame,
-    InputAudioRawFrame,
     InterruptionFrame,
     LLMTextFrame,
     MetricsFrame,
@@ -46,7 +45,6 @@ from pipecat.transports.livekit.transport import LiveKitParams, LiveKitTransport
 from pipecat.utils.errors import ErrorCategory
 
 from voicepool_agent import pipecat_private, session
-from voicepool_agent.backlog import Waiting
 from voicepool_agent.host import State
 from voicepool_agent.logs import Redactor
 from voicepool_agent.metrics import Metrics
@@ -570,32 +568,6 @@ async def test_a_pipeline_that_is_only_late_is_not_stuck_until_it_does_nothing_a
         "nothing has come through the pipeline for 60 s: FrameProcessor held it up",
     )
     assert call.session.reason is Reason.STUCK
-
-
-async def test_sound_that_a_pipeline_cannot_keep_up_with_is_left_out_from_when_it_has_joined(
-    call: Call, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    oldest = 0
-    monkeypatch.setattr(pipecat_private, "waiting_frames", lambda _worker: {call.aside: Waiting(9, 1.0, oldest)})
-    end = call.transport.input()
-    end._audio_in_queue = asyncio.Queue()
-
-    async def sound_comes(*, seconds: int) -> int:
-        nonlocal oldest
-        for _ in range(100 * seconds):
-            oldest += 1
-            call.time.now += 0.01
-            await end.push_audio_frame(InputAudioRawFrame(bytes(320), 16_000, 1))
-        return end._audio_in_queue.qsize()
-
-    assert await sound_comes(seconds=5) == 500
-    assert call.session.so_far(Reason.CANCELLED).errors == ()
-    await call.join()
-    assert 690 <= await sound_comes(seconds=5) <= 710
-    assert call.session.close(None).errors == (
-        "3 s of the caller's sound were left out: FrameProcessor cannot keep up: slow, or without CPU",
-    )
-    assert 2.9 <= float(sample(call, "voicepool_agent_left_out_sound_seconds_total")) <= 3.1
 
 
 async def test_a_pipeline_through_which_no_heartbeat_has_ever_come_is_not_judged(call: Call) -> None:

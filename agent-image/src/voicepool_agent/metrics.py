@@ -77,11 +77,6 @@ class Metrics:
         self.heard_seconds: Final = Counter(
             "voicepool_agent_stt_audio_seconds", "Audio given to speech recognition", ["processor"], registry=registry
         )
-        self.left_out_seconds: Final = Counter(
-            "voicepool_agent_left_out_sound_seconds",
-            "Callers' sound that was left out, as it came faster than the agent could take it",
-            registry=registry,
-        )
         self.errors: Final = Counter(
             "voicepool_agent_errors", "Errors of the pipeline", ["processor", "category"], registry=registry
         )

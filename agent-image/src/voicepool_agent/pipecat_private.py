@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from livekit.rtc._ffi_client import FfiClient
 from livekit.rtc._proto import ffi_pb2 as proto_ffi
 from pipecat.audio.turn.smart_turn.local_smart_turn_v3 import LocalSmartTurnAnalyzerV3
 from pipecat.audio.vad.vad_analyzer import VADAnalyzer
-from pipecat.frames.frames import Frame, HeartbeatFrame, InputAudioRawFrame, OutputAudioRawFrame
+from pipecat.frames.frames import HeartbeatFrame, InputAudioRawFrame, OutputAudioRawFrame
 from pipecat.pipeline.base_pipeline import BasePipeline
 from pipecat.pipeline.service_switcher import ServiceSwitcher
 from pipecat.pipeline.worker import PipelineWorker
@@ -37,8 +37,6 @@ from pipecat.turns.user_stop.turn_analyzer_user_turn_stop_strategy import TurnAn
 from pipecat.workers.runner import WorkerRunner
 from websockets.asyncio.client import ClientConnection
 from websockets.protocol import State
-
-from voicepool_agent.backlog import Waiting
 
 LIVEKIT_ENDS = (LiveKitInputTransport, LiveKitOutputTransport)
 
@@ -130,30 +128,14 @@ def frames_taken_by_late(worker: PipelineWorker) -> dict[FrameProcessor, int]:
     Sound is such frames. A processor that is slower than sound comes (its node has no CPU left for it) never gets to a heartbeat, and moves all the same.
     """
     return {
-        one: (queue := one._FrameProcessor__input_queue)._FrameProcessorQueue__counter - queue.qsize()  # type: ignore[attr-defined]
+        one: queue._FrameProcessorQueue__counter - queue.qsize()
         for one in processors(worker)
-        if sum(isinstance(frame, HeartbeatFrame) for frame in _not_taken(one)) > 1  # one may have just come
+        if _heartbeats_in(queue := one._FrameProcessor__input_queue) > 1  # type: ignore[attr-defined]  # one may have just come
     }
 
 
-def _not_taken(processor: FrameProcessor) -> list[Frame]:
-    return [item[2][0] for item in processor._FrameProcessor__input_queue._queue]  # type: ignore[attr-defined]
-
-
-def waiting_frames(worker: PipelineWorker) -> dict[FrameProcessor, Waiting]:
-    """What each processor has not begun to take yet, of those that have any of it."""
-    found: dict[FrameProcessor, Waiting] = {}
-    for one in processors(worker):
-        if frames := [*_before_filter(one), *_not_taken(one)]:
-            sound = [frame for frame in frames if isinstance(frame, InputAudioRawFrame)]
-            seconds = sum(frame.num_frames / frame.sample_rate for frame in sound)
-            found[one] = Waiting(len(frames), seconds, min((frame.id for frame in sound), default=None))
-    return found
-
-
-def _before_filter(processor: FrameProcessor) -> Sequence[Frame]:
-    is_started = isinstance(processor, LiveKitInputTransport) and hasattr(processor, "_audio_in_queue")
-    return processor._audio_in_queue._queue if is_started else ()  # type: ignore[attr-defined]
+def _heartbeats_in(queue: asyncio.PriorityQueue[Any]) -> int:
+    return sum(isinstance(item[2][0], HeartbeatFrame) for item in queue._queue)  # type: ignore[attr-defined]
 
 
 def livekit_transports(worker: PipelineWorker) -> list[LiveKitTransport]:
@@ -304,23 +286,6 @@ def _tap_output(processor: LiveKitOutputTransport, played: Callable[[bytes, int,
         return await write(frame)
 
     processor.write_audio_frame = tapped  # type: ignore[method-assign]
-
-
-def choose_sound(worker: PipelineWorker, leave_out: Callable[[float], bool]) -> None:
-    """Ask, for each piece of sound that comes from LiveKit into a pipeline that is not set up yet, whether to leave it out, given its seconds."""
-    for processor in processors(worker):
-        if isinstance(processor, LiveKitInputTransport):
-            _choose_input(processor, leave_out)
-
-
-def _choose_input(processor: LiveKitInputTransport, leave_out: Callable[[float], bool]) -> None:
-    push = processor.push_audio_frame
-
-    async def chosen(frame: InputAudioRawFrame) -> None:
-        if not leave_out(frame.num_frames / frame.sample_rate):
-            await push(frame)
-
-    processor.push_audio_frame = chosen  # type: ignore[method-assign]
 
 
 def tell_once(transport: LiveKitTransport) -> None:

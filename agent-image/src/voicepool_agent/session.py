@@ -36,7 +36,6 @@ from pipecat.processors.frame_processor import FrameDirection, FrameProcessor
 from pipecat.transports.livekit.transport import LiveKitTransport
 
 from voicepool_agent import pipecat_private
-from voicepool_agent.backlog import Backlog
 from voicepool_agent.metrics import Metrics
 from voicepool_agent.pulse import Pulse
 from voicepool_agent.settings import Settings
@@ -131,9 +130,6 @@ class Session:
         self._came_of_it = "no transcript came of it"
         self._speaking = False
         self._interruptions = 0
-        self._left_out_seconds = 0.0
-        self._slow: set[FrameProcessor] = set()
-        """What sound was left out for."""
         self._pulses: dict[PipelineWorker, Pulse] = {}
         self._pulse_timers: dict[PipelineWorker, Handle] = {}
         self._timers = [
@@ -154,7 +150,6 @@ class Session:
         worker.add_event_handler("on_idle_timeout", self._on_idle)
         pipecat_private.measure(worker)
         self._feel(worker)
-        self._keep_up(worker)
         latency = UserBotLatencyObserver()
         latency.add_event_handler("on_latency_measured", self._on_latency)
         latency.add_event_handler("on_latency_breakdown", self._on_turn)
@@ -218,9 +213,6 @@ class Session:
         if self._unanswered_since is not None and now - self._unanswered_since >= UNANSWERED_SECONDS:
             waited = round(now - self._unanswered_since)
             self.note(f"what the caller said was not answered for {waited} s: {self._came_of_it}")
-        if self._left_out_seconds:
-            left_out = max(1, round(self._left_out_seconds))
-            self.note(f"{left_out} s of the caller's sound were left out: {_cannot_keep_up(self._slow)}")
         summary = self.so_far(reason)
         self._trace.end(summary)
         return summary
@@ -438,8 +430,8 @@ class Session:
             before, taken = taken, pipecat_private.frames_taken_by_late(worker)
             if pulse.is_stuck:
                 words = f"nothing has come through the pipeline for {self._settings.stuck_timeout_seconds:g} s"
-                if late := [one for one, count in taken.items() if count > before.get(one, count)]:
-                    self.note(f"{words}: {_cannot_keep_up(late)}")
+                if late := _names(one for one, count in taken.items() if count > before.get(one, count)):
+                    self.note(f"{words}: {late} cannot keep up: slow, or without CPU")
                     pulse.moved()
                 else:
                     names = _names(pipecat_private.held_up(worker))
@@ -449,27 +441,6 @@ class Session:
 
         look()
 
-    def _keep_up(self, worker: PipelineWorker) -> None:
-        """Leave sound out where a worker's pipeline is too slow for it."""
-        backlog = Backlog(self._clock, lambda: pipecat_private.waiting_frames(worker))
-        leaves_out = False
-
-        def leave_out(seconds: float) -> bool:
-            nonlocal leaves_out
-            # Before it has joined a pipeline waits for its providers, and has all reason to keep what it is told.
-            before, leaves_out = leaves_out, self.joined.is_set() and backlog.leaves_out()
-            if leaves_out:
-                self._left_out_seconds += seconds
-                self._metrics.left_out_seconds.inc(seconds)
-                if not before:
-                    self._slow.update(backlog.places)
-                    logger.warning(
-                        f"{_cannot_keep_up(backlog.places)}; leaving out the caller's sound until nothing waits"
-                    )
-            return leaves_out
-
-        pipecat_private.choose_sound(worker, leave_out)
-
     def _still_empty(self) -> None:
         if not self._present and not self._cut_off:
             self.conclude(Reason.CALLER_LEFT)
@@ -477,10 +448,6 @@ class Session:
 
 def _names(processors: Iterable[FrameProcessor]) -> str:
     return ", ".join(sorted({type(one).__name__ for one in processors}))
-
-
-def _cannot_keep_up(processors: Iterable[FrameProcessor]) -> str:
-    return f"{_names(processors)} cannot keep up: slow, or without CPU"
 
 
 class _Listener(BaseObserver):

@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+import pytest
 from tests.e2e.agent_process import BOTS, run_agent
 from tests.e2e.caller import Caller
 from tests.e2e.conversation import hear_out, offers_help, says_opening_hours
 from tests.e2e.livekit_server import LiveKit
+
+# Its speech models compute as much as three agents do.
+pytestmark = pytest.mark.crowded
 
 KEYLESS_BOT = BOTS / "keyless" / "bot.py"
 

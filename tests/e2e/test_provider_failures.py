@@ -19,8 +19,8 @@ from tests.e2e.caller import Caller
 from tests.e2e.livekit_server import run_livekit
 from tests.e2e.providers import Fault, Providers
 
-# Three agents, three callers and their providers at once are as much as two slow processors bring along in time, so these tests follow each other.
-pytestmark = pytest.mark.xdist_group("three agents")
+# In a call an agent takes a quarter of a slow core, and so does its caller: three of each, and their providers, are as much as two of them bring along in time.
+pytestmark = pytest.mark.crowded
 
 Speech = Callable[[str], Awaitable[tuple[bytes, int]]]
 Question = tuple[bytes, int]

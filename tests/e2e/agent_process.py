@@ -23,7 +23,6 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 from tests.ports import free_port
 
 import voicepool_agent
-from voicepool_agent.bot_routes import ORDER_HEADER
 
 SOURCES = Path(voicepool_agent.__file__).parents[1]
 """Of the very package that the tests import, wherever another one is installed."""
@@ -102,13 +101,6 @@ class AgentProcess:
     async def bind(self, **claims: Any) -> tuple[int, Any]:
         """Sign an assignment and send it."""
         return await self.post("/bind", self.gateway.sign(self.pod_uid, **claims))
-
-    async def route(self, session: str, method: str, path: str, body: Any = None) -> tuple[int, Any]:
-        """Have the bot answer on a route of its own, as the gateway passes a request on; status and JSON."""
-        headers = {ORDER_HEADER: self.gateway.sign(self.pod_uid, session=session, route=True)}
-        url = f"http://127.0.0.1:{self.port}/sessions/{session}{path}"
-        async with self.http.request(method, url, json=body, headers=headers) as response:
-            return response.status, await response.json()
 
     async def end(self, session: str, action: str) -> tuple[int, Any]:
         """Sign an end and send it."""

@@ -141,11 +141,16 @@ class Deployment:
                 cold_start=session.cold_start,
             )
 
-    async def ask(self, path: str, *, api_key: str | None = None) -> tuple[int, Json]:
-        """GET a path of the gateway, which goes out as it stands; status and JSON."""
+    async def ask(
+        self, path: str, *, method: str = "GET", body: object = None, api_key: str | None = None
+    ) -> tuple[int, Json]:
+        """Ask a path of the gateway, which goes out as it stands; status and JSON."""
         url = yarl.URL(self.gateway_url + path, encoded=True)
         headers = {"Authorization": f"Bearer {self.api_key if api_key is None else api_key}"}
-        async with aiohttp.ClientSession() as http, http.get(url, headers=headers) as response:
+        async with (
+            aiohttp.ClientSession() as http,
+            http.request(method, url, headers=headers, json=body) as response,
+        ):
             return response.status, await response.json()
 
     async def session(self, pool: str, session_id: str) -> SessionRecord:

@@ -26,6 +26,7 @@ Kubectl = Callable[..., Awaitable[str]]
 BOT_MAP = "bots"
 BOTS = {
     **{file.name: file.read_text() for file in (Path(__file__).parent / "bots").glob("*.py")},
+    **{file.name: file.read_text() for file in (Path(__file__).parents[2] / "examples").glob("*.py")},
     "quiet.py": QUIET_BOT,
     **CANNOT_BE_BUILT,
     **FAILS_IN_CALLS,

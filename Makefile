@@ -1,5 +1,5 @@
 # Every target is one line; what it does is in the file that it calls.
-.PHONY: help setup check test unit sim bench demo demo-down images cluster cluster-down crds client requirements newest-pipecat
+.PHONY: help setup check test unit sim calls bench demo demo-down images cluster cluster-down crds client requirements newest-pipecat
 
 help: ## show the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
@@ -17,6 +17,9 @@ unit: .venv/ready ## the tests that need no cluster
 
 sim: .venv/ready ## play SEEDS simulated stories (200 unless told)
 	@.venv/bin/python -m tests.sim --seeds $(or $(SEEDS),200)
+
+calls: .venv/ready ## make CALLS calls on a cluster (100 unless told) one after the other, then as many ten at a time, and look at what is left of them
+	@VOICEPOOL_LEAK_CALLS=$(or $(CALLS),100) .venv/bin/python -m pytest tests/e2e/test_leaks.py
 
 bench: .venv/ready ## measure; NAMES are of agent bind replace fill operator-size (all unless told)
 	@.venv/bin/python -m tests.bench $(NAMES)

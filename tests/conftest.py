@@ -1,11 +1,14 @@
-"""Clusters for tests. Each is made once per run and only when a test asks for it; runs side by side do not collide."""
+"""What tests of several kinds share: clusters, and figures to be seen.
+
+A cluster is made once per run and only when a test asks for it; runs side by side do not collide.
+"""
 
 from __future__ import annotations
 
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -14,6 +17,8 @@ from tests.cluster.providers import choose, look
 from tests.cluster.tool import Cluster, open_cluster, remove_abandoned
 
 _PREFIX = "test-"
+
+Show = Callable[[str], None]
 
 
 def _cluster(name: str, control_plane_only: bool) -> Iterator[Cluster]:
@@ -40,6 +45,17 @@ def control_plane() -> Iterator[Cluster]:
 def cluster() -> Iterator[Cluster]:
     """A whole Kubernetes that runs pods. Needs Linux, root and Go."""
     yield from _cluster("", control_plane_only=False)
+
+
+@pytest.fixture
+def show(capsys: pytest.CaptureFixture[str]) -> Show:
+    """Prints figures also where a test passes."""
+
+    def printed(line: str) -> None:
+        with capsys.disabled():
+            print(f"\n    {line}", end="", flush=True)  # noqa: T201 - for whoever looks on
+
+    return printed
 
 
 def pytest_configure() -> None:

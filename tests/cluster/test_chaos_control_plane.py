@@ -30,8 +30,8 @@ from tests.cluster.chaos.stage import (
     stage,
     until,
 )
-from tests.cluster.conftest import Show
 from tests.cluster.tool import Cluster
+from tests.conftest import Show
 from voicepool.recorder import INTERVAL_SECONDS
 
 pytestmark = pytest.mark.control_plane

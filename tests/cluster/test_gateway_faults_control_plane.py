@@ -28,8 +28,8 @@ from tests.cluster.chaos.callers import NO_ANSWER, OK, Answer, ask
 from tests.cluster.chaos.door import Door, Passing, throttled
 from tests.cluster.chaos.judge import Fault, Verdict
 from tests.cluster.chaos.stage import PARALLEL_WRITES, Company, accounts, company, pool_manifest, until
-from tests.cluster.conftest import Show
 from tests.cluster.tool import Cluster
+from tests.conftest import Show
 from voicepool.gateway.options import GatewayOptions
 from voicepool.gateway.peers import unmet_path
 from voicepool.kube.api import PODS, POOLS

@@ -13,6 +13,7 @@ import time
 
 import pytest
 from livekit import api
+from tests.conftest import Show
 from tests.e2e.conversation import story_of
 from tests.e2e.deployment import Deployment, Json, livekit_secret, livekit_url, secret_values
 from tests.e2e.footprint import Footprint, footprint, growth_per_step
@@ -87,7 +88,9 @@ async def one_call(deployment: Deployment, pool: str) -> str:
     return session.session_id
 
 
-async def test_many_calls_leave_nothing_behind(deployment: Deployment, make_pool: MakePool, rooms: Rooms) -> None:
+async def test_many_calls_leave_nothing_behind(
+    deployment: Deployment, make_pool: MakePool, rooms: Rooms, show: Show
+) -> None:
     replicas = 3
     session = {"retentionSeconds": 0}
     pool = await make_pool(
@@ -112,7 +115,7 @@ async def test_many_calls_leave_nothing_behind(deployment: Deployment, make_pool
     async def sample() -> None:
         for name, one in (await asyncio.to_thread(held, deployment)).items():
             curves[name].append(one.resident_bytes)
-        print(
+        show(
             f"{len(sessions)} calls: " + "; ".join(f"{name} {curve[-1] / 1e6:.1f} MB" for name, curve in curves.items())
         )
 
@@ -131,10 +134,10 @@ async def test_many_calls_leave_nothing_behind(deployment: Deployment, make_pool
         while left := await rooms.names():  # noqa: ASYNC110 - LiveKit has no event for it
             await asyncio.sleep(1)
     after = await asyncio.to_thread(held, deployment)
-    print(f"{len(sessions)} calls in {took:.0f} s; rooms left: {len(left)}")
+    show(f"{len(sessions)} calls in {took:.0f} s; rooms left: {len(left)}")
     for name in COMPONENTS:
         slope = growth_per_step(curves[name])
-        print(f"{name}: before {before[name]}; after {after[name]}; {slope / 1024:.1f} KiB more with each sample")
+        show(f"{name}: before {before[name]}; after {after[name]}; {slope / 1024:.1f} KiB more with each sample")
 
     pods = {pod["metadata"]["uid"] for pod in await asyncio.to_thread(deployment.pods_of, pool)}
     assert not await asyncio.to_thread(processes_in, sorted(uids - pods)), "agents that are gone have left processes"

@@ -16,6 +16,7 @@ import aiohttp
 import pytest
 import pytest_asyncio
 from aiohttp import web
+from tests.conftest import Show
 from tests.e2e.caller import distant_caller, read_wav
 from tests.e2e.conversation import OPENING_HOURS, Conversation, call
 from tests.e2e.deployment import (
@@ -391,7 +392,7 @@ async def test_a_session_that_fails_says_why_wherever_one_looks(seen: Seen, fail
 
 
 async def test_a_session_whose_agent_is_killed_is_dropped_and_says_why(
-    deployment: Deployment, make_pool: MakePool
+    deployment: Deployment, make_pool: MakePool, show: Show
 ) -> None:
     pool = await make_pool(KILLED.pool, light())
     async with call(deployment, pool) as conversation:
@@ -403,7 +404,7 @@ async def test_a_session_whose_agent_is_killed_is_dropped_and_says_why(
         async with asyncio.timeout(60):
             while (await deployment.session(pool, session)).completion_status is None:  # noqa: ASYNC110 - a caller polls as well
                 await asyncio.sleep(0.05)
-        print(f"dropped, seen at the gateway after {time.monotonic() - began:.2f} s")
+        show(f"dropped, seen at the gateway after {time.monotonic() - began:.2f} s")
         assert_says_why(await ended(deployment, pool, session), KILLED)
 
 

@@ -445,6 +445,7 @@ async def test_where_the_lease_is_not_pools_are_followed_and_nothing_is_written(
         await asyncio.sleep(0.01)
         assert server.calls == []
         assert controller.pools_age_seconds() < 60
+        assert controller.pools_owed_seconds() > 0, "no watch has told of the pool yet"
         assert len(controller.queue) == 0
 
         # It wins, loses, and wins again.
@@ -453,6 +454,7 @@ async def test_where_the_lease_is_not_pools_are_followed_and_nothing_is_written(
             pool = pool_from_json(server.objects[("voiceagentpools", "calls", "demo")])
             assert pool is not None
             controller.pool_changed(pool)
+            assert controller.pools_owed_seconds() == 0
             working = asyncio.create_task(controller.work())
             await until(lambda count=count: len(server.names(PODS)) == count)
             labels = {"namespace": "calls", "pool": "demo"}

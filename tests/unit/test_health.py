@@ -67,5 +67,14 @@ def test_pools_that_are_not_listed_any_more_are_a_reason_to_start_again() -> Non
     assert not liveness(replace(FINE, pools_age_seconds=901), LIMITS).good
 
 
+def test_a_watch_of_pools_that_does_not_tell_what_lists_show_is_a_reason_to_start_again() -> None:
+    assert liveness(replace(FINE, pools_owed_seconds=180), LIMITS).good
+    verdict = liveness(replace(FINE, pools_owed_seconds=181), LIMITS)
+    assert (verdict.good, verdict.words) == (
+        False,
+        ("a list showed a pool 181 s ago of which the watch has told nothing",),
+    )
+
+
 def test_a_process_that_never_got_anywhere_is_started_again_in_the_end() -> None:
     assert not liveness(replace(STARTING, running_seconds=901), LIMITS).good

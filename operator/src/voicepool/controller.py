@@ -67,6 +67,7 @@ from voicepool.plan import (
     taken_over,
 )
 from voicepool.podspec import PodSettings, build_pod, pod_name, template_hash
+from voicepool.pool_watch import PoolWatch
 from voicepool.queue import KeyedQueue
 from voicepool.reaper import Reaper
 from voicepool.recorder import EventRecorder
@@ -277,6 +278,7 @@ class Controller:
         """Pods by uid that we deleted and that are not gone yet."""
         self._working = False
         self._pools_listed_at = float("-inf")
+        self._pool_watch = PoolWatch(lambda: asyncio.get_running_loop().time())
         self._budgets = budgets
         self._reaper = Reaper(pods, ask_agent, self._reap) if ask_agent is not None else None
         self._sessions: defaultdict[Key, Counter[str]] = defaultdict(Counter)
@@ -291,6 +293,7 @@ class Controller:
 
     def pool_changed(self, pool: PoolFact) -> None:
         """A watch showed the pool."""
+        self._pool_watch.told((pool.namespace, pool.name), int(pool.resource_version))
         if self._pools.apply(pool):
             self._add((pool.namespace, pool.name))
 
@@ -358,6 +361,10 @@ class Controller:
         """Seconds since the last complete list of pools; infinite before the first."""
         return asyncio.get_running_loop().time() - self._pools_listed_at
 
+    def pools_owed_seconds(self) -> float:
+        """How long ago a list showed a pool of which the watch has told nothing since; 0 where there is none."""
+        return self._pool_watch.owed_for_seconds()
+
     async def _when_budgets_are_known(self, budgets: Informer[BudgetFact]) -> None:
         """Pools are filled without waiting for it: missing rights to budgets must not cost any caller an agent."""
         await budgets.synced.wait()
@@ -391,6 +398,11 @@ class Controller:
             found += filter(None, map(pool_from_json, page.get("items") or ()))
         for key in self._pools.replace(found, position):
             self._add(key)
+        if owed := self.pools_owed_seconds():
+            logger.warning(
+                "a list showed a pool of which the watch has told nothing", extra={"seconds": round(owed, 1)}
+            )
+        self._pool_watch.listed({(pool.namespace, pool.name): int(pool.resource_version) for pool in found}, position)
         self._pools_listed_at = asyncio.get_running_loop().time()
         self.pools_listed.set()
 

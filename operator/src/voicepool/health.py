@@ -26,6 +26,8 @@ class HealthFacts:
     pools_age_seconds: float
     running_seconds: float
     """Since the start."""
+    pools_owed_seconds: float = 0.0
+    """Since a list showed what the watch of the pools has not told yet; 0 for nothing."""
     lease_silence_seconds: float = 0.0
     """Since the API server last answered about the Lease; 0 without one."""
     lease_error: str | None = None
@@ -83,6 +85,10 @@ def liveness(facts: HealthFacts, limits: HealthLimits) -> Verdict:
     age = min(facts.pools_age_seconds, facts.running_seconds)
     if age > max(patience, limits.resync_seconds * LIVE_SILENCES):
         return Verdict(False, (f"the pools were not listed for {age:.0f} s",))
+    # No outage, since lists are answered; and a watch that has only fallen silent has been broken off by now, and followed by another.
+    if facts.pools_owed_seconds > limits.watch_silence_seconds * READY_SILENCES:
+        owed = f"a list showed a pool {facts.pools_owed_seconds:.0f} s ago of which the watch has told nothing"
+        return Verdict(False, (owed,))
     return Verdict(True, ("ok", _role(facts)))
 
 

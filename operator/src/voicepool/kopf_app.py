@@ -43,6 +43,7 @@ logger = logging.getLogger(__name__)
 EXIT_DEADLINE_SECONDS = 25.0
 """Kubernetes kills after 30 s."""
 LEASE_REQUEST_TIMEOUT_SECONDS = 5.0
+LOG_IN_AGAIN_SECONDS = 1.0
 AGENT_TIMEOUT_SECONDS = 5.0
 
 
@@ -98,6 +99,8 @@ class Operator:
         self._connection = connection
         self._pod_settings = pod_settings
         self._identity = settings.lease_identity or f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}"
+        self._log_in_at = float("-inf")
+        """No sooner than that again."""
         self._stop = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._election: Election | None = None
@@ -136,6 +139,13 @@ class Operator:
         return registry
 
     async def _log_in(self, **_: Any) -> kopf.AiohttpSession:
+        # kopf asks for it after each answer of 401, at once and as often as one comes.
+        now = asyncio.get_running_loop().time()
+        wait_seconds = self._log_in_at - now
+        self._log_in_at = max(now, self._log_in_at) + LOG_IN_AGAIN_SECONDS
+        if wait_seconds > 0:
+            logger.warning("the API server does not accept our credentials, trying again")
+            await asyncio.sleep(wait_seconds)
         # kopf closes its session whenever it wants to log in again, so it gets one of its own.
         session = make_session(self._connection)
         return kopf.AiohttpSession(aiohttp_session=session, server=self._connection.server)
@@ -276,6 +286,7 @@ class Operator:
             pods_silence_seconds=self._pods.silence_seconds(),
             pools_listed=self._controller.pools_listed.is_set(),
             pools_age_seconds=self._controller.pools_age_seconds(),
+            pools_owed_seconds=self._controller.pools_owed_seconds(),
             running_seconds=asyncio.get_running_loop().time() - self._started_at,
         )
         if election is None:

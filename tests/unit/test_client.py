@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 from aiohttp import ClientSession, web
 from aiohttp.test_utils import TestServer
+from tests.unit.authority import Authority
 
 from voicepool.kube.api import PODS, Forbidden, Resource, Unreachable, WatchEvent
-from voicepool.kube.client import MAX_LOG_LINE_BYTES, AiohttpKubeApi
+from voicepool.kube.client import MAX_LOG_LINE_BYTES, AiohttpKubeApi, Connection, make_session
 from voicepool.kube.convert import AGENT_PODS
 
 POD = {
@@ -48,6 +50,31 @@ async def asked(answer: Any, ask: Any) -> Any:
     app.router.add_get("/{path:.*}", answer)
     async with TestServer(app) as server, AiohttpKubeApi(ClientSession(base_url=server.make_url("/"))) as api:
         return await ask(api)
+
+
+async def test_nothing_is_left_of_a_watch_that_is_left_while_the_server_is_frozen(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    open_still = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        open_still.append(writer)
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n")
+        writer.transport.pause_reading()  # type: ignore[attr-defined]
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0, ssl=authority.server)
+    host, port = server.sockets[0].getsockname()[:2]
+    connection = Connection(f"https://{host}:{port}", authority.client, lambda: None)
+    async with make_session(connection) as session, session.get("/watch") as response:
+        await response.content.readany()
+        assert response.connection is not None
+        assert response.connection.transport is not None
+        socket = response.connection.transport.get_extra_info("socket")
+    await asyncio.sleep(0)
+    assert socket.fileno() == -1
+    for writer in open_still:
+        writer.transport.abort()
+    server.close()
 
 
 def line(kind: str, obj: Any) -> bytes:

@@ -12,6 +12,7 @@ from typing import Any
 import aiohttp
 import yaml
 from aiohttp import web
+from aiohttp.connector import NEEDS_CLEANUP_CLOSED
 
 _ASKED = ("Authorization", "Content-Type", "Accept", "Accept-Encoding")
 _ANSWERED = ("Content-Type", "Content-Encoding", "Retry-After")
@@ -60,7 +61,7 @@ class Door:
 
     async def __aenter__(self) -> Door:
         self._http = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, ssl=self._trust),
+            connector=aiohttp.TCPConnector(limit=0, ssl=self._trust, enable_cleanup_closed=NEEDS_CLEANUP_CLOSED),
             timeout=aiohttp.ClientTimeout(total=None),
             auto_decompress=False,
         )

@@ -20,6 +20,7 @@ from typing import Any, Generic, Literal, Self, TypeVar
 
 import aiohttp
 import msgspec
+from aiohttp.connector import NEEDS_CLEANUP_CLOSED
 
 from voicepool.kube.api import (
     PODS,
@@ -186,7 +187,11 @@ def make_session(
     return aiohttp.ClientSession(
         base_url=connection.server,
         connector=aiohttp.TCPConnector(
-            limit=connections, ssl=connection.ssl_context if connection.ssl_context else True, keepalive_timeout=60
+            limit=connections,
+            ssl=connection.ssl_context if connection.ssl_context else True,
+            keepalive_timeout=60,
+            # A server that is frozen never says goodbye, which older Pythons wait for.
+            enable_cleanup_closed=NEEDS_CLEANUP_CLOSED,
         ),
         # The API server packs what is large, which costs both more CPU than a cluster's network costs time.
         headers={"Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": "voicepool"},

@@ -102,6 +102,13 @@ async def until(
         await asyncio.sleep(every_seconds)
 
 
+async def until_state(deployment: Deployment, pool: str, session: str, state: str) -> None:
+    """Wait until the gateway says that a session has come so far. Raises TimeoutError."""
+    async with asyncio.timeout(30):
+        while (await deployment.session(pool, session)).state != state:  # noqa: ASYNC110 - a caller polls as well
+            await asyncio.sleep(0.1)
+
+
 def is_ready(pod: Json) -> bool:
     """What the pod's condition says."""
     conditions = (pod.get("status") or {}).get("conditions") or ()

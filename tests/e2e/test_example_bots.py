@@ -12,7 +12,7 @@ import pytest
 from tests.e2e.caller import Caller
 from tests.e2e.conversation import call
 from tests.e2e.deployment import Deployment, Json, own_address
-from tests.e2e.pools import MakePool, light, until
+from tests.e2e.pools import MakePool, light, until, until_state
 from tests.e2e.providers import FunctionCall, Providers
 
 from voicepool.model import AGENT_PORT
@@ -74,6 +74,7 @@ def visit(deployment: Deployment, make_pool: MakePool, speech: Speech) -> Call:
             async with call(deployment, pool) as conversation:
                 session = conversation.session.session_id
                 pod = await asyncio.to_thread(deployment.pod_of_session, session)
+                await until_state(deployment, pool, session, "joined")
                 await conversation.caller.wait_until_listened_to()
                 if greets:
                     assert (await conversation.listen()).seconds > 0.5

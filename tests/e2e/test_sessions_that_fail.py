@@ -29,7 +29,7 @@ from tests.e2e.deployment import (
     own_address,
 )
 from tests.e2e.failures import KILLED, LIVEKIT_LOST, SESSION_FAILURES, SessionFailure, says
-from tests.e2e.pools import REFERENCE, MakePool, away, kill, light, pools, processes_in, until
+from tests.e2e.pools import REFERENCE, MakePool, away, kill, light, pools, processes_in, until, until_state
 from tests.e2e.providers import Fault, Providers
 
 from voicepool.session_api import SessionRecord
@@ -313,13 +313,6 @@ async def it_is_killed_in_its_goodbye(stage: Stage, pool: str) -> Ended:
         await until_state(deployment, pool, session, "ending")
         await kill_agent(deployment, session)
         return await stage.ended(pool, session)
-
-
-async def until_state(deployment: Deployment, pool: str, session: str, state: str) -> None:
-    """Raises TimeoutError."""
-    async with asyncio.timeout(30):
-        while (await deployment.session(pool, session)).state != state:  # noqa: ASYNC110 - a caller polls as well
-            await asyncio.sleep(0.1)
 
 
 async def kill_agent(deployment: Deployment, session: str) -> None:

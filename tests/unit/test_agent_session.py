@@ -395,6 +395,16 @@ async def test_a_bot_that_returns_before_it_has_joined_has_not_joined(call: Call
     assert call.session.close(None).reason is Reason.NOT_JOINED
 
 
+async def test_a_caller_who_leaves_before_the_agent_has_joined_is_no_failure_of_it(call: Call) -> None:
+    await call.caller_comes()
+    await call.caller_leaves()
+    summary = call.session.close(None)
+    assert (summary.reason, summary.errors) == (
+        Reason.CALLER_LEFT,
+        ("the caller left before the agent had joined, still waiting for LiveKit",),
+    )
+
+
 async def test_a_caller_who_never_comes_ends_the_session(call: Call) -> None:
     await call.join()
     call.time.pass_to(29)

@@ -194,13 +194,15 @@ class Session:
         """The bot has returned, or raised `bot_error`: the summary, and no more timers."""
         for timer in (*self._timers, *self._pulse_timers.values()):
             timer.cancel()
+        has_left = self._caller_came and not self._present
         if bot_error is not None:
             self.fail(Reason.BOT_FAILED, bot_error)
         elif not self.joined.is_set():
-            self.fail(Reason.NOT_JOINED, f"the bot returned before it had joined, still waiting for {self._missing()}")
+            reason, who = (Reason.CALLER_LEFT, "caller left") if has_left else (Reason.NOT_JOINED, "bot returned")
+            self.fail(reason, f"the {who} before the agent had joined, still waiting for {self._missing()}")
         elif self._cut_off:
             self.fail(Reason.LIVEKIT_LOST, "the bot ended while the agent was reconnecting to LiveKit")
-        self.conclude(Reason.CALLER_LEFT if self._caller_came and not self._present else Reason.BOT_ENDED)
+        self.conclude(Reason.CALLER_LEFT if has_left else Reason.BOT_ENDED)
         return self._end(self.reason or Reason.BOT_ENDED)
 
     def cut_off(self, reason: Reason, words: str) -> Summary:

@@ -39,8 +39,8 @@ pytestmark = pytest.mark.cluster
 START_SECONDS = 150.0
 END_SECONDS = 150.0
 TOGETHER = 2
-"""So many agents start at a time. Where a third one takes the two cores of a small machine from an agent with a caller, its pipeline falls behind the caller's
-sound, which Pipecat works off before anything else, and it says nothing."""
+"""So many agents start, or have a caller, at a time. In a call an agent takes a quarter of a slow core, and its caller as much. Where two cores are not enough
+for all, a pipeline falls behind the caller's sound, which Pipecat works off before anything else, and the agent says nothing."""
 LIVEKIT = "app.kubernetes.io/name=livekit"
 
 
@@ -85,11 +85,7 @@ class Stage:
 
     @contextlib.asynccontextmanager
     async def call(self, pool: str) -> AsyncIterator[Conversation]:
-        async with contextlib.AsyncExitStack() as stack:
-            async with self.turns:
-                conversation = await stack.enter_async_context(
-                    call(self.deployment, pool, timeout_seconds=START_SECONDS)
-                )
+        async with self.turns, call(self.deployment, pool, timeout_seconds=START_SECONDS) as conversation:
             yield conversation
 
     async def ended(self, pool: str, session: str) -> Ended:

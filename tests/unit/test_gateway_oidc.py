@@ -14,6 +14,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from tests.unit.clocks import Clock
 from tests.unit.issuer import AUDIENCE, ISSUER, KEYS, FakeIssuer, jwk, token
 
 from voicepool.gateway import jwks
@@ -21,16 +22,6 @@ from voicepool.gateway.auth import Limits
 from voicepool.gateway.errors import IssuerUnavailable, Unauthenticated
 from voicepool.gateway.jwks import MAX_AGE_SECONDS, MIN_INTERVAL_SECONDS, JwksError, SigningKeys, fetcher
 from voicepool.gateway.oidc import Issuer, OidcTokens
-
-
-class Clock:
-    """Stands still until it is moved."""
-
-    def __init__(self) -> None:
-        self.seconds = 1000.0
-
-    def __call__(self) -> float:
-        return self.seconds
 
 
 class Here:
@@ -150,7 +141,7 @@ async def test_a_token_without_a_key_s_name_is_good_where_there_is_one_key(here:
     nameless = jwt.encode(jwt.decode(token(), options={"verify_signature": False}), KEYS["RS256"], algorithm="RS256")
     await here.refused(nameless)
     here.issuer.keys = [jwk("RS256")]
-    here.clock.seconds += MIN_INTERVAL_SECONDS
+    here.clock.now += MIN_INTERVAL_SECONDS
     assert (await here.tokens.authenticate(nameless)).name == "oidc:ann"
 
 
@@ -160,7 +151,7 @@ async def test_an_unknown_key_is_looked_for_once_in_a_while_however_many_ask(her
     strange = token(header={"kid": "strange"})
     await asyncio.gather(*(here.refused(strange) for _ in range(20)))
     assert len(here.issuer.asked) == fetches
-    here.clock.seconds += MIN_INTERVAL_SECONDS
+    here.clock.now += MIN_INTERVAL_SECONDS
     await asyncio.gather(*(here.refused(strange) for _ in range(20)))
     assert len(here.issuer.asked) == 2 * fetches
 
@@ -169,7 +160,7 @@ async def test_a_new_key_is_found_and_a_withdrawn_one_forgotten(here: Here) -> N
     here.issuer.keys = [jwk("RS256")]
     await here.tokens.authenticate(token())
     here.issuer.keys = [jwk("ES256")]
-    here.clock.seconds += MIN_INTERVAL_SECONDS
+    here.clock.now += MIN_INTERVAL_SECONDS
     await here.tokens.authenticate(token("ES256"))
     await here.refused(token())
 
@@ -177,7 +168,7 @@ async def test_a_new_key_is_found_and_a_withdrawn_one_forgotten(here: Here) -> N
 async def test_keys_that_nobody_asks_for_anew_are_fetched_again_all_the_same(here: Here) -> None:
     await here.tokens.authenticate(token())
     here.issuer.keys = [jwk("ES256")]
-    here.clock.seconds += MAX_AGE_SECONDS + 1
+    here.clock.now += MAX_AGE_SECONDS + 1
     await here.tokens.authenticate(token())
     await asyncio.gather(*(task for task in asyncio.all_tasks() if task.get_name() == "voicepool-jwks"))
     await here.refused(token())
@@ -189,7 +180,7 @@ async def test_while_the_issuer_is_away_known_keys_work_and_others_can_be_neithe
     here.issuer.keys = [jwk("RS256")]
     await here.tokens.authenticate(token())
     here.issuer.away = True
-    here.clock.seconds += MAX_AGE_SECONDS + 1
+    here.clock.now += MAX_AGE_SECONDS + 1
     assert (await here.tokens.authenticate(token())).name == "oidc:ann"
     with pytest.raises(IssuerUnavailable) as caught:
         await here.tokens.authenticate(token("ES256"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 
+from tests.unit.clocks import Clock
 from tests.unit.facts import warm
 from tests.unit.virtual_time import in_virtual_time
 
@@ -24,13 +25,6 @@ def bound_by(pod: PodFact, gateway: str) -> PodFact:
     return dataclasses.replace(pod, state=BindState.BOUND, session="s", bound_by=gateway)
 
 
-class Clock:
-    seconds = 100.0
-
-    def __call__(self) -> float:
-        return self.seconds
-
-
 def active(identity: str, others: tuple[str, ...], clock: Clock) -> Turns:
     turns = Turns(identity, clock)
     for number, other in enumerate(others):
@@ -40,13 +34,13 @@ def active(identity: str, others: tuple[str, ...], clock: Clock) -> Turns:
 
 
 def test_a_gateway_that_knows_of_no_other_waits_for_nobody() -> None:
-    turns = active("one", (), Clock())
+    turns = active("one", (), Clock(100.0))
     turns.seen("a", candidate(1), warm=True)
     assert turns.wait_seconds("a") == 0.0
 
 
 def test_each_pod_is_one_gateways_own_and_everybody_agrees_on_whose() -> None:
-    clock, names = Clock(), ("one", "two", "three")
+    clock, names = Clock(100.0), ("one", "two", "three")
     all_turns = {name: active(name, tuple(other for other in names if other != name), clock) for name in names}
     own = dict.fromkeys(names, 0)
     for number in range(300):
@@ -58,16 +52,16 @@ def test_each_pod_is_one_gateways_own_and_everybody_agrees_on_whose() -> None:
 
 
 def test_a_turn_is_over_after_a_moment_and_a_gateway_that_binds_no_more_has_none() -> None:
-    clock = Clock()
+    clock = Clock(100.0)
     turns = active("one", ("two",), clock)
     uids = [f"pod-{number}" for number in range(20)]
     for uid in uids:
         turns.seen(uid, candidate(1), warm=True)
     anothers = [uid for uid in uids if turns.wait_seconds(uid)]
     assert anothers
-    clock.seconds += TURN_SECONDS
+    clock.now += TURN_SECONDS
     assert not any(turns.wait_seconds(uid) for uid in anothers)
-    clock.seconds += ACTIVE_SECONDS
+    clock.now += ACTIVE_SECONDS
     for uid in uids:
         turns.seen(uid, candidate(1), warm=False)
         turns.seen(uid, candidate(1), warm=True)

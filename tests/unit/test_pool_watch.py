@@ -3,19 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from tests.unit.clocks import Clock
 
 from voicepool.pool_watch import PoolWatch
 
 ONE, OTHER = ("calls", "one"), ("calls", "other")
-
-
-class Clock:
-    """Seconds, as the test says."""
-
-    now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture

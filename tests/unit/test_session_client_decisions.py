@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import pytest
+from tests.unit.clocks import Clock
 
 from voicepool import gateway
 from voicepool.client import errors
@@ -38,17 +39,9 @@ OTHER_NAMES = {
 """Where a caller's word for an error is another one than the gateway's."""
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 @pytest.fixture
 def clock() -> Clock:
-    return Clock()
+    return Clock(100.0)
 
 
 def attempts(clock: Clock, *, timeout_seconds: float = 60, repeatable: bool = True, share: float = 0.0) -> Attempts:

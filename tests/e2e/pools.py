@@ -109,6 +109,16 @@ async def until_state(deployment: Deployment, pool: str, session: str, state: st
             await asyncio.sleep(0.1)
 
 
+async def until_over(deployment: Deployment, pod: str) -> Json:
+    """The pod, when all of its containers have ended and none will be started again."""
+
+    def over() -> Json | None:
+        found = deployment.get("pod", pod)
+        return found if found["status"]["phase"] in ("Succeeded", "Failed") else None
+
+    return await until(f"the end of the pod {pod}", over)
+
+
 def is_ready(pod: Json) -> bool:
     """What the pod's condition says."""
     conditions = (pod.get("status") or {}).get("conditions") or ()

@@ -12,7 +12,7 @@ import pytest
 from tests.e2e.caller import Caller
 from tests.e2e.conversation import call
 from tests.e2e.deployment import Deployment, Json, own_address
-from tests.e2e.pools import MakePool, light, until, until_state
+from tests.e2e.pools import MakePool, light, until_over, until_state
 from tests.e2e.providers import FunctionCall, Providers
 
 from voicepool.model import AGENT_PORT
@@ -80,11 +80,7 @@ def visit(deployment: Deployment, make_pool: MakePool, speech: Speech) -> Call:
                     assert (await conversation.listen()).seconds > 0.5
                 yield Guest(deployment, pool, session, pod, conversation.caller, providers, question)
 
-            def over() -> Json | None:
-                found = deployment.get("pod", pod["metadata"]["name"])
-                return found if found["status"]["phase"] in ("Succeeded", "Failed") else None
-
-            ended = await until(f"the end of {bot}", over)
+            ended = await until_over(deployment, pod["metadata"]["name"])
             record = await deployment.session(pool, session)
             assert ended["status"]["phase"] == "Succeeded"
             assert record.summary is not None

@@ -29,7 +29,7 @@ from tests.e2e.deployment import (
     own_address,
 )
 from tests.e2e.failures import KILLED, LIVEKIT_LOST, SESSION_FAILURES, SessionFailure, says
-from tests.e2e.pools import REFERENCE, MakePool, away, kill, light, pools, processes_in, until, until_state
+from tests.e2e.pools import REFERENCE, MakePool, away, kill, light, pools, processes_in, until, until_over, until_state
 from tests.e2e.providers import Fault, Providers
 
 from voicepool.session_api import SessionRecord
@@ -118,15 +118,11 @@ async def ended(deployment: Deployment, pool: str, session: str) -> Ended:
         found = kubectl("describe", "vpool", pool)
         return found if record.completion_status != "dropped" or "SessionDropped" in found else None
 
-    def over() -> Json | None:
-        found = deployment.get("pod", pod)
-        return found if found["status"]["phase"] in ("Succeeded", "Failed") else None
-
     pod = record.agent.pod
     seen = await until(f"the operator to count the session of {pool}", counted)
     return Ended(
         record=record,
-        pod=await until(f"the end of the pod {pod}", over),
+        pod=await until_over(deployment, pod),
         pool=seen,
         described_pod=await asyncio.to_thread(kubectl, "describe", "pod", pod),
         described_pool=await until(f"the Event of {pool}", described),

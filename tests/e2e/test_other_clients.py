@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from tests.e2e.deployment import Deployment
 from tests.e2e.pools import MakePool, light
 
 pytestmark = pytest.mark.cluster
+
+GUIDE = Path(__file__).parents[2] / "docs" / "guides" / "starting-a-session.md"
 
 
 async def output_of(*command: str, folder: Path, **environment: str) -> str:
@@ -30,7 +33,7 @@ async def output_of(*command: str, folder: Path, **environment: str) -> str:
     return written.decode()
 
 
-async def test_with_curl_a_session_is_started_heard_shown_and_ended(
+async def test_with_curl_as_in_the_guide_a_session_is_started_heard_shown_and_ended(
     deployment: Deployment, make_pool: MakePool, tmp_path: Path
 ) -> None:
     pool = await make_pool("curl", light())
@@ -42,7 +45,15 @@ async def test_with_curl_a_session_is_started_heard_shown_and_ended(
         answered: dict[str, object] = json.loads(await output_of(*common, *arguments, folder=tmp_path))
         return answered
 
-    started = await curl("--request", "POST", f"{deployment.gateway_url}/v1/public/{pool}/start")
+    command = re.search(r"^```sh\n(curl .*?)^curl ", GUIDE.read_text(), re.DOTALL | re.MULTILINE)
+    assert command is not None
+    here = {
+        "curl": "curl --silent --show-error",
+        "https://voice.example.com": deployment.gateway_url,
+        "support-line": pool,
+    }
+    words = re.sub("|".join(here), lambda word: here[word[0]], command[1])
+    started = json.loads(await output_of("sh", "-c", words, folder=tmp_path, KEY=deployment.api_key))
     async with Caller(str(started["url"]), str(started["token"])) as caller:
         assert (await caller.hear()).seconds > 0.5
         session = f"{deployment.gateway_url}/v1/agents/{pool}/sessions/{started['sessionId']}"

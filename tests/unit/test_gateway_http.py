@@ -102,6 +102,17 @@ async def test_a_bad_body_is_refused_in_words(here: World, content: bytes, code:
     assert set(answer.json()) == {"error", "code", "detail", "info"}
 
 
+@pytest.mark.parametrize("kind", ["application/x-www-form-urlencoded", "text/plain", None])
+async def test_a_body_that_does_not_say_that_it_is_json_is_refused_in_words(here: World, kind: str | None) -> None:
+    here.pool()
+    here.pods(1)
+    headers = AUTHORIZED | ({"Content-Type": kind} if kind else {})
+    answer = await (await here.gateway()).client.post("/start", content=b'{"body": {}}', headers=headers)
+    assert (answer.status_code, answer.json()["code"]) == (400, "INVALID_REQUEST")
+    assert (kind or "is missing") in answer.json()["detail"]
+    assert "Content-Type: application/json" in answer.json()["detail"]
+
+
 async def test_a_body_over_the_limit_is_refused_before_it_is_read(here: World) -> None:
     read = 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -224,6 +225,19 @@ def test_the_command_says_in_one_line_what_is_wrong_with_a_file(
     said = capsys.readouterr()
     assert said.out == ""
     assert said.err == f"voicepool: {file}: {words}\n"
+
+
+def test_what_is_missing_for_a_command_is_said_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "pcc-deploy.toml"
+    file.write_text(SMALL)
+    monkeypatch.setitem(sys.modules, "yaml", None)
+    assert main(["convert", str(file)]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "yaml" in said.err
+    assert said.err.endswith("; install the extra: voicepool[operator]\n")
 
 
 def test_the_guide_shows_what_the_command_prints() -> None:

@@ -6,7 +6,6 @@ import re
 from pathlib import Path
 
 from voicepool.gateway import errors
-from voicepool.settings import PREFIX, GatewaySettings
 
 ROOT = Path(__file__).parents[2]
 
@@ -26,11 +25,3 @@ def test_every_code_of_an_error_says_what_to_do() -> None:
     told = set(re.findall(r"`([A-Z_]+)`", page.partition("## Errors of the session API")[2]))
     assert "RATE_LIMITED" in codes
     assert codes - told == set()
-
-
-def test_every_setting_of_access_is_on_the_page_for_operators() -> None:
-    page = (ROOT / "docs" / "operations.md").read_text()
-    words = ("oidc_", "token_review", "cors_", "trusted_", "sessions_per", "starts_", "failed_")
-    settings = [name for name in GatewaySettings.model_fields if name.startswith(words)]
-    assert len(settings) == 13
-    assert [name for name in settings if PREFIX + name.upper() not in page] == []

@@ -29,6 +29,16 @@ def test_values_are_read_and_empty_ones_count_as_not_set() -> None:
     assert (settings.health_port, settings.namespace, settings.log_level) == (9000, None, "DEBUG")
 
 
+def test_a_pool_that_is_named_without_its_namespace_is_of_the_one_that_is_served() -> None:
+    names = ("ASSIGNMENT_PRIVATE_KEY_FILE", "API_KEYS_FOLDER", "LIVEKIT_FOLDER")
+    files = {f"VOICEPOOL_{name}": f"/etc/{name}" for name in names}
+    one = {"VOICEPOOL_NAMESPACE": "calls"}
+    assert GatewaySettings.from_environment(files).default_namespace == "default"
+    assert GatewaySettings.from_environment(files | one).default_namespace == "calls"
+    told = {"VOICEPOOL_DEFAULT_NAMESPACE": "others"}
+    assert GatewaySettings.from_environment(files | one | told).default_namespace == "others"
+
+
 def test_variables_that_kubernetes_adds_for_services_are_ignored() -> None:
     OperatorSettings.from_environment(KEY | {"VOICEPOOL_GATEWAY_PORT": "tcp://10.0.0.1:80"})
 

@@ -289,7 +289,7 @@ def _status_schema() -> Schema:
             "image": {"type": "string", "description": "The image of the container agent."},
             "conditions": {
                 "type": "array",
-                "description": "Ready, Reconciling, Stalled, WarmTargetMet, TemplateValid, AtCapacity.",
+                "description": "Ready, Reconciling, Stalled, WarmTargetMet, TemplateValid, HeadroomValid, AtCapacity.",
                 "x-kubernetes-list-type": "map",
                 "x-kubernetes-list-map-keys": ["type"],
                 "items": {

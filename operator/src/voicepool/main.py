@@ -26,6 +26,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SettingsError as error:
         print(f"voicepool: {error}", file=sys.stderr)  # noqa: T201 - for a person, before there is a log
         return EXIT_BAD_SETTINGS
+    except ModuleNotFoundError as error:
+        if (error.name or "voicepool").partition(".")[0] == "voicepool":
+            raise
+        # What the commands need beyond the package itself is in an extra of it.
+        print(f"voicepool: {error}; install the extra: voicepool[operator]", file=sys.stderr)  # noqa: T201 - as above
+        return EXIT_BAD_SETTINGS
     return code
 
 

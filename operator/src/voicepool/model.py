@@ -168,7 +168,7 @@ class OnEmptySpec(_SpecModel):
     policy: Literal["Queue", "ColdStart", "Reject"] = "Queue"
     """Queue: wait for a warm pod. ColdStart: start a pod for this caller. Reject: refuse at once (429 with Retry-After)."""
     timeout_seconds: Annotated[int, Field(ge=1, le=300)] = 20
-    """How long a caller waits for a pod, in seconds, with Queue and ColdStart."""
+    """How long a caller waits for a pod, in seconds, with Queue; a pod of ColdStart has startup.deadlineSeconds."""
 
 
 class LiveKitSpec(_SpecModel):

@@ -143,8 +143,8 @@ class GatewaySettings(Settings):
     """A folder with one file for each API key, named as the key: ``sha256:<hex>``, optionally followed by ``pools=<namespace>/<pool>,...``."""
     livekit_folder: Path
     """A folder with the files ``url``, ``api-key`` and ``api-secret``."""
-    default_namespace: str = "default"
-    """The namespace of a pool that a caller names without one."""
+    default_namespace: str = Field(default_factory=lambda settings: settings["namespace"] or "default")
+    """The namespace of a pool that a caller names without one. Default: ``VOICEPOOL_NAMESPACE`` where that is set, else ``default``."""
     default_pool: str | None = None
     """The pool of a caller who names none. Default: the only pool that the caller may use."""
     health_is_public: bool = True

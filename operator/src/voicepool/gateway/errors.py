@@ -276,11 +276,18 @@ def install(app: FastAPI) -> None:
         assert isinstance(error, GatewayError)  # noqa: S101 -- registered for this class alone
         return error_response(error)
 
-    async def validation_error(_request: Request, error: Exception) -> JSONResponse:
+    async def validation_error(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)  # noqa: S101 -- registered for this class alone
         problems = error.errors()
         if any(problem["type"] == "json_invalid" for problem in problems):
             return error_response(BadRequest("The body is not JSON.", code="MALFORMED_JSON"))
+        kind = request.headers.get("Content-Type", "")
+        if any(problem["loc"] == ("body",) for problem in problems) and "json" not in kind:
+            # What `curl -d` sends unless it is told otherwise.
+            said = f"says {kind[:100]!r}" if kind else "is missing"
+            return error_response(
+                BadRequest(f"The body's Content-Type {said}; send JSON with Content-Type: application/json.")
+            )
         # The input itself is left out: it may hold what the caller would not want to see in an error.
         words = "; ".join(f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in problems)
         return error_response(BadRequest(words))

@@ -67,7 +67,7 @@ def orders_to_refuse(gateway: Gateway, pod_uid: str, **claims: Any) -> list[tupl
         (Gateway().sign(pod_uid, **claims), 401, "INVALID_ASSIGNMENT"),
         (gateway.sign("another-pod", **claims), 401, "INVALID_ASSIGNMENT"),
         (sign(exp=time.time() - 1), 401, "INVALID_ASSIGNMENT"),
-        (sign(body="x" * 3_000_000), 413, "TOO_LARGE"),
+        (sign(body="x" * 6_000_000), 413, "TOO_LARGE"),
     ]
 
 

@@ -14,6 +14,18 @@ from tests.e2e.bound import QUIET_BOT, bound_agent, reason_of
 from tests.e2e.caller import Caller
 from tests.e2e.livekit_server import LiveKit
 
+HANGS_UP = QUIET_BOT.replace(
+    "    await runner.add_workers(worker)",
+    """
+    @transport.event_handler("on_client_connected")
+    async def hang_up(_transport, _client):
+        await worker.stop_when_done()
+
+    await runner.add_workers(PipelineWorker(Pipeline([]), idle_timeout_secs=None), worker)""",
+)
+
+HAS_NO_LIMIT = QUIET_BOT.replace("idle_timeout_secs=runner_args.pipeline_idle_timeout_secs", "")
+
 Bound = Callable[..., AbstractAsyncContextManager[AgentProcess]]
 
 
@@ -35,9 +47,29 @@ async def test_the_maximum_duration(livekit: LiveKit, bound: Bound) -> None:
         await caller.agent_left.wait()
 
 
-async def test_silence_on_both_sides(livekit: LiveKit, bound: Bound) -> None:
-    async with bound(livekit, idle_timeout=1.5) as agent, Caller(livekit.url, livekit.token("caller", "room")):
+@pytest.mark.parametrize("bot", [QUIET_BOT, HAS_NO_LIMIT], ids=["a bot that passes it on", "a bot that has none"])
+async def test_silence_on_both_sides(livekit: LiveKit, bound: Bound, bot: str) -> None:
+    async with bound(livekit, bot=bot, idle_timeout=1.5) as agent, Caller(livekit.url, livekit.token("caller", "room")):
         assert await reason_of(agent) == "idle"
+
+
+async def test_a_bot_that_sees_to_silence_itself_keeps_its_caller(livekit: LiveKit, bound: Bound) -> None:
+    asks = QUIET_BOT.replace("idle_timeout_secs=", "cancel_on_idle_timeout=False, idle_timeout_secs=")
+    async with (
+        bound(livekit, bot=asks, idle_timeout=0.5, max_duration=4) as agent,
+        Caller(livekit.url, livekit.token("caller", "room")),
+    ):
+        assert await reason_of(agent) == "max-duration"
+
+
+async def test_a_bot_that_hangs_up_while_another_worker_of_its_goes_on(livekit: LiveKit, bound: Bound) -> None:
+    async with (
+        bound(livekit, bot=HANGS_UP, caller_left_grace=0.5) as agent,
+        Caller(livekit.url, livekit.token("caller", "room")) as caller,
+    ):
+        assert await reason_of(agent) == "bot-ended"
+        assert agent.summary["errors"] == []
+        await caller.agent_left.wait()
 
 
 async def test_the_caller_leaves_a_bot_that_does_not_mind(livekit: LiveKit, bound: Bound) -> None:

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from tests.unit.clocks import Clock
 
-from voicepool_agent.assignments import InvalidOrder, MalformedOrder, OrderVerifier
+from voicepool_agent.assignments import MAX_ORDER_BYTES, InvalidOrder, MalformedOrder, OrderVerifier
 
 NOW = 1_800_000_000.0
 KEY = Ed25519PrivateKey.generate()
@@ -61,6 +61,19 @@ def test_an_assignment_of_the_gateway_for_this_pod_is_accepted(verifier: OrderVe
     assert assignment.body == {"name": "Ada"}
 
 
+@pytest.mark.parametrize("seconds", [None, 90])
+def test_an_assignment_may_say_how_long_its_session_lasts(verifier: OrderVerifier, seconds: int | None) -> None:
+    assert verifier.assignment(signed(maxDurationSeconds=seconds)).max_duration_seconds == seconds
+
+
+@pytest.mark.parametrize("character", ["a", "é", "漢", "🙂"])
+def test_an_order_may_be_as_long_as_the_longest_body_in_any_script(verifier: OrderVerifier, character: str) -> None:
+    body = character * (1024 * 1024 // len(character.encode()))
+    order = signed(body=body)
+    assert len(order) < MAX_ORDER_BYTES
+    assert verifier.assignment(order).body == body
+
+
 @pytest.mark.parametrize("body", [None, [1, 2], "text", 7, {"deep": {"er": []}}])
 def test_the_body_of_an_assignment_may_be_any_json(verifier: OrderVerifier, body: Any) -> None:
     assert verifier.assignment(signed(body=body)).body == body
@@ -107,6 +120,8 @@ def test_a_signature_over_other_claims_is_invalid(verifier: OrderVerifier) -> No
         signed(token=None),
         signed(url="http://livekit"),
         signed(session=7),
+        signed(maxDurationSeconds=0),
+        signed(maxDurationSeconds="long"),
     ],
 )
 def test_an_order_without_what_it_needs_is_malformed(verifier: OrderVerifier, order: bytes) -> None:

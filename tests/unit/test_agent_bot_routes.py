@@ -24,7 +24,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from loguru import logger
 
 from voicepool_agent import pipecat_cloud
-from voicepool_agent.assignments import OrderVerifier
+from voicepool_agent.assignments import MAX_ORDER_BYTES, OrderVerifier
 from voicepool_agent.bot_routes import ORDER_HEADER, REFUSED_HEADER, BotRoutes
 from voicepool_agent.metrics import Metrics
 from voicepool_agent.server import Server
@@ -220,7 +220,7 @@ async def test_an_application_that_does_not_answer_is_an_error(monkeypatch: pyte
 
 async def test_a_body_over_the_limit_is_refused(app: FastAPI, agent: Agent) -> None:
     app.add_api_route("/say", lambda: "said", methods=["POST"])
-    assert (await agent.ask("/sessions/s-1/say", "POST", data=io.BytesIO(bytes(2 * 1024 * 1024 + 1))))[0] == 413
+    assert (await agent.ask("/sessions/s-1/say", "POST", data=io.BytesIO(bytes(MAX_ORDER_BYTES + 1))))[0] == 413
 
 
 async def test_an_application_that_waits_learns_that_the_answer_is_complete(app: FastAPI, agent: Agent) -> None:

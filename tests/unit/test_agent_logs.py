@@ -173,6 +173,28 @@ def test_registered_secrets_are_hidden_in_every_line(
     assert "/home/agent" in stream.getvalue()
 
 
+@pytest.mark.parametrize("secret", ['ca"nary"', "ca\\nary", "canary\nof lines", "cänary-€"])
+def test_a_secret_is_hidden_however_json_writes_it_and_on_one_line(
+    configured: Callable[..., Logs], stream: io.StringIO, redact: Redactor, secret: str
+) -> None:
+    configured(VOICEPOOL_DEBUG="true")
+    redact.add(f"{secret}\n")  # as a file ends
+    try:
+        raise RuntimeError(secret)
+    except RuntimeError:
+        logger.bind(word=secret, words=[secret], error=ValueError(secret)).exception(f"the key {secret}")
+    (line,) = lines(stream)
+    assert line["message"] == "the key [hidden] (RuntimeError: [hidden])"
+    assert (line["word"], line["words"], line["error"]) == ("[hidden]", ["[hidden]"], "[hidden]")
+    assert line["trace"].endswith("RuntimeError: [hidden]")
+    assert redact(" ".join(f"one line: {secret}".split())) == "one line: [hidden]"
+
+
+def test_blanks_hide_nothing(redact: Redactor) -> None:
+    redact.add(" " * 6)
+    assert redact("a few words") == "a few words"
+
+
 @pytest.mark.parametrize("name", ["OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS"])
 def test_what_a_collector_is_sent_in_headers_is_hidden_in_every_form(
     configured: Callable[..., Logs], stream: io.StringIO, redact: Redactor, name: str

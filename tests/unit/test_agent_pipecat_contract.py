@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import inspect
 from collections.abc import AsyncIterator
 from importlib.metadata import version
@@ -16,11 +17,12 @@ from livekit.rtc._ffi_client import FfiClient
 from livekit.rtc._proto import ffi_pb2 as proto_ffi
 from pipecat.audio.turn.smart_turn.local_smart_turn_v3 import LocalSmartTurnAnalyzerV3
 from pipecat.audio.vad.silero import SileroVADAnalyzer
-from pipecat.frames.frames import Frame, InputAudioRawFrame, StartFrame, TextFrame
+from pipecat.bus import BusBridgeProcessor, WorkerBus
+from pipecat.frames.frames import EndFrame, Frame, InputAudioRawFrame, StartFrame, TextFrame
 from pipecat.pipeline.parallel_pipeline import ParallelPipeline
 from pipecat.pipeline.pipeline import Pipeline
 from pipecat.pipeline.service_switcher import ServiceSwitcher, ServiceSwitcherStrategyFailover
-from pipecat.pipeline.worker import PipelineParams, PipelineWorker
+from pipecat.pipeline.worker import IDLE_TIMEOUT_SECS, PipelineParams, PipelineWorker
 from pipecat.processors.aggregators.llm_context import LLMContext
 from pipecat.processors.aggregators.llm_response_universal import LLMContextAggregatorPair, LLMUserAggregatorParams
 from pipecat.processors.audio.vad_processor import VADProcessor
@@ -261,10 +263,10 @@ class Remembers(FrameProcessor):
 
 
 @contextlib.asynccontextmanager
-async def running(ours: PipelineWorker) -> AsyncIterator[None]:
-    """A worker at work, by itself."""
-    runner = WorkerRunner(handle_sigint=False)
-    await runner.add_workers(ours)
+async def running(*ours: PipelineWorker, runner: WorkerRunner | None = None) -> AsyncIterator[None]:
+    """Workers at work, by themselves."""
+    runner = runner or WorkerRunner(handle_sigint=False)
+    await runner.add_workers(*ours)
     task = asyncio.create_task(runner.run())
     try:
         yield
@@ -294,6 +296,28 @@ async def test_services_measure_although_the_bot_has_not_asked_and_its_clients_a
         assert processor.usage_metrics_enabled
     assert rtvi._params.metrics_enabled is asked
     assert ours.capabilities.metrics is asked
+
+
+async def test_a_pipeline_with_callers_and_no_idle_timeout_of_the_bots_own_is_idle_after_the_one_that_it_is_given() -> (
+    None
+):
+    ours = worker(FrameProcessor())
+    pipecat_private.limit_silence(ours, 0.01)
+    assert ours._idle_timeout_secs == IDLE_TIMEOUT_SECS, "there are no callers in it"
+    ends, idle = transport(), asyncio.Event()
+    ours = PipelineWorker(Pipeline([Remembers()]), cancel_on_idle_timeout=False, cancel_timeout_secs=1)
+    ours.add_event_handler("on_idle_timeout", lambda *_: idle.set())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipecat_private, "livekit_transports", lambda _worker: [ends])
+        pipecat_private.limit_silence(ours, 0.01)
+    async with running(ours):
+        await first(idle)
+
+
+async def test_what_becomes_of_an_idle_pipeline_is_read_when_it_is_idle() -> None:
+    read = set(PipelineWorker._idle_timeout_detected.__code__.co_names)
+    assert {"_cancel_on_idle_timeout", "_cancel_runner_on_idle_timeout"} <= read
+    assert pipecat_private.ends_call_when_idle(worker(FrameProcessor()))
 
 
 async def test_services_that_connect_before_there_is_a_session_measure_as_well() -> None:
@@ -354,6 +378,57 @@ async def test_a_processor_in_which_heartbeats_wait_behind_sound_is_known_and_ho
         late.done.release()
         while pipecat_private.frames_taken_by_late(ours) != {late: taken[late] + 1}:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
+
+
+def one_call(bus: WorkerBus, before: FrameProcessor, answers: FrameProcessor) -> tuple[PipelineWorker, PipelineWorker]:
+    """The worker that holds a call, and the one that answers over the bus."""
+    params = PipelineParams(enable_heartbeats=True, heartbeats_period_secs=0.01)
+    bridge = BusBridgeProcessor(bus=bus, worker_name="call")
+    return (
+        PipelineWorker(Pipeline([before, bridge, Remembers()]), name="call", params=params, cancel_timeout_secs=1),
+        PipelineWorker(Pipeline([answers]), bridged=(), params=params, cancel_timeout_secs=1),
+    )
+
+
+@pytest.mark.parametrize("where", ["before the bus", "behind the bus"])
+async def test_a_heartbeat_is_of_one_pipeline_also_where_others_are_in_the_call(where: str) -> None:
+    runner = WorkerRunner(handle_sigint=False)
+    holder = Remembers(holds=TextFrame)
+    before, answers = (holder, Remembers()) if where == "before the bus" else (Remembers(), holder)
+    call, answering = one_call(runner.bus, before, answers)
+    beats: dict[PipelineWorker, asyncio.Queue[None]] = {call: asyncio.Queue(), answering: asyncio.Queue()}
+    for one, queue in beats.items():
+        pipecat_private.watch_heartbeats(one, functools.partial(queue.put_nowait, None))
+    stuck, moves = (call, answering) if where == "before the bus" else (answering, call)
+    async with running(call, answering, runner=runner), asyncio.timeout(10):
+        for queue in beats.values():
+            await queue.get()
+        await call.queue_frame(TextFrame("words"))
+        await holder.arrived.wait()
+        while pipecat_private.held_up(stuck) != [holder]:  # noqa: ASYNC110 - as above
+            await asyncio.sleep(0.01)
+        for queue in beats.values():
+            while not queue.empty():
+                queue.get_nowait()
+        for _ in range(5):
+            await beats[moves].get()
+        assert beats[stuck].empty()
+
+
+async def test_an_end_waits_for_what_is_on_the_bus_when_the_pipeline_is_flushed() -> None:
+    runner = WorkerRunner(handle_sigint=False)
+    call, answering = one_call(runner.bus, Remembers(), Remembers())
+    assert [pipecat_private.sends_over_bus(one) for one in (call, answering)] == [True, False]
+    assert [pipecat_private.works_over_bus(one) for one in (call, answering)] == [False, True]
+    reached: list[type[Frame]] = []
+    call.set_reached_downstream_filter((TextFrame, EndFrame))
+    call.add_event_handler("on_frame_reached_downstream", lambda _, frame: reached.append(type(frame)))
+    async with running(call, answering, runner=runner), asyncio.timeout(10):
+        await call.queue_frame(TextFrame("words"))
+        assert await call.flush_pipeline()
+        await call.stop_when_done()  # type: ignore[no-untyped-call]
+        await call.wait()
+    assert reached == [TextFrame, EndFrame]
 
 
 async def test_a_bot_that_has_not_asked_for_heartbeats_reads_no_complaint_about_them() -> None:

@@ -130,6 +130,23 @@ async def test_the_reference_bot_without_keys_names_all_of_them_and_where_they_c
     assert "canary" not in agent.log + agent.termination_message
 
 
+@pytest.mark.parametrize("fails", [True, False], ids=["a bot that fails", "a bot that is built"])
+async def test_a_key_that_the_bot_reads_from_a_file_is_kept_out_of_the_log(tmp_path: Path, fails: bool) -> None:
+    (tmp_path / ".env").write_text("PROVIDER_API_KEY=canary-key\n")
+    source = "import os\nfrom dotenv import load_dotenv\nload_dotenv(override=True)\n" + SILENT_BOT.replace(
+        "async def bot(runner_args):", 'async def bot(runner_args):\n    logger.info(os.environ["PROVIDER_API_KEY"])'
+    )
+    (tmp_path / "bot.py").write_text(source + 'raise ValueError(os.environ["PROVIDER_API_KEY"])\n' * fails)
+    async with run_agent("bot.py", tmp_path) as agent:
+        if fails:
+            assert await agent.exit_code() == 1
+            assert "ValueError: [hidden] (line" in agent.termination_message
+        else:
+            await agent.wait_until_ready()
+            assert "[hidden]" in agent.log
+    assert "canary" not in agent.log
+
+
 async def test_a_wrong_environment_is_one_clear_line(tmp_path: Path) -> None:
     async with run_agent("bot.py", tmp_path, {"VOICEPOOL_ASSIGNMENT_PUBLIC_KEY": "canary"}) as agent:
         assert await agent.exit_code() == 1
@@ -171,6 +188,12 @@ async def test_a_livekit_server_that_is_not_there_ends_the_session_in_bounded_ti
     assert parked.summary["reason"] == "not-joined"
     assert parked.summary["joinedSeconds"] is None
     assert "canary-token" not in parked.log + parked.termination_message
+
+
+async def test_a_session_lasts_no_longer_than_the_assignment_says(parked: AgentProcess) -> None:
+    await parked.bind(**claims(maxDurationSeconds=1))
+    assert await parked.exit_code() == 0
+    assert parked.summary["reason"] == "max-duration"
 
 
 async def test_the_arguments_that_the_bot_was_built_with_are_filled_at_the_bind(parked: AgentProcess) -> None:

@@ -23,6 +23,7 @@ from pipecat.frames.frames import (
 )
 from pipecat.pipeline.pipeline import Pipeline
 from pipecat.pipeline.worker import PipelineWorker
+from pipecat.processors.frame_processor import FrameProcessor
 from pipecat.transports.livekit.transport import LiveKitParams, LiveKitTransport
 
 from voicepool_agent import recording as module
@@ -73,6 +74,13 @@ class Call:
                 UserAudioRawFrame(user_id=identity, audio=audio, sample_rate=RATE, num_channels=1)
             )
 
+    async def hear_late(self, seconds: float) -> None:
+        """The caller speaks for so long while the event loop is held up: all of it comes at the end."""
+        self.seconds += seconds
+        for _ in range(round(seconds / 0.02)):
+            self.seconds -= 0.02
+            await self.hear(0.02)
+
     async def play(self, seconds: float, level: int = 2000) -> None:
         """The agent's voice goes out, all at once."""
         audio = np.full(round(seconds * OUT_RATE), level, np.int16).tobytes()
@@ -119,6 +127,26 @@ async def test_the_caller_is_left_and_the_agent_is_right_each_where_they_spoke(t
     assert call.errors == []
 
 
+@pytest.mark.parametrize("pauses", [True, False], ids=["with pauses", "without a pause"])
+async def test_a_caller_who_was_heard_late_for_once_is_in_the_recording_to_the_last_word(
+    tmp_path: Path, *, pauses: bool
+) -> None:
+    call = Call(tmp_path)
+    await call.hear(7.0)
+    await call.hear_late(3.0)
+    await call.play(0.5)
+    if pauses:
+        await call.hear(5.0, level=0)
+    await call.hear(5.0 if pauses else 10.0)
+    await call.play(5.0)
+    await call.recording.finish()
+    left, right = call.sides()
+    assert seconds_of_sound(left) == pytest.approx(15.0 if pauses else 20.0, abs=0.05)
+    last = np.flatnonzero(left)[-1] / RATE
+    assert last == pytest.approx(20.0 if pauses else 23.0, abs=0.25)
+    assert seconds_of_sound(right) == pytest.approx(0.5, abs=0.05), "what was to be played at the end never was"
+
+
 async def test_what_an_interrupted_agent_had_not_said_is_not_in_the_recording(tmp_path: Path) -> None:
     call = Call(tmp_path)
     await call.play(3.0)
@@ -151,6 +179,15 @@ async def test_a_transcript_has_a_line_for_each_turn(tmp_path: Path) -> None:
             "text": "When do you open?",
         },
     ]
+
+
+async def test_what_goes_over_the_bus_to_another_worker_is_written_once(tmp_path: Path) -> None:
+    call = Call(tmp_path)
+    answering = PipelineWorker(Pipeline([FrameProcessor()]), bridged=())
+    before = list(answering._observer._observers)
+    call.recording.attach(answering)
+    assert answering._observer._observers == before
+    await call.recording.finish()
 
 
 async def test_a_file_has_its_name_when_it_is_complete_and_can_be_played_before(tmp_path: Path) -> None:

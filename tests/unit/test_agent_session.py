@@ -39,8 +39,9 @@ from pipecat.observers.user_bot_latency_observer import (
     MeasuredFrom,
 )
 from pipecat.pipeline.pipeline import Pipeline
-from pipecat.pipeline.worker import PipelineWorker
+from pipecat.pipeline.worker import IDLE_TIMEOUT_SECS, PipelineWorker
 from pipecat.processors.frame_processor import FrameDirection, FrameProcessor
+from pipecat.services.assemblyai.stt import AssemblyAISTTService
 from pipecat.transports.livekit.transport import LiveKitParams, LiveKitTransport
 from pipecat.utils.errors import ErrorCategory
 
@@ -58,6 +59,7 @@ SETTINGS = read_settings(
         "VOICEPOOL_POD_UID": "uid-1",
         "VOICEPOOL_ASSIGNMENT_PUBLIC_KEY": "-----BEGIN PUBLIC KEY-----",
         "VOICEPOOL_SESSION_MAX_DURATION_SECONDS": "600",
+        "VOICEPOOL_SESSION_IDLE_TIMEOUT_SECONDS": "45",
         "VOICEPOOL_SESSION_JOIN_TIMEOUT_SECONDS": "30",
         "VOICEPOOL_SESSION_CONNECT_TIMEOUT_SECONDS": "20",
         "VOICEPOOL_SESSION_CALLER_LEFT_GRACE_SECONDS": "3",
@@ -129,14 +131,15 @@ class Room(EventEmitter[str]):
 class Call:
     """A session with one worker and one transport, and Pipecat's part played by the test."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, max_duration_seconds: float | None = None, **of_the_worker: Any) -> None:
         self.time = Time()
         self.metrics = Metrics([state.value for state in State])
         self.transport = LiveKitTransport(
             "", "", "", params=LiveKitParams(audio_in_enabled=True, audio_out_enabled=True)
         )
         self.aside = FrameProcessor()
-        self.worker = PipelineWorker(Pipeline([self.transport.input(), self.aside, self.transport.output()]))
+        pipeline = Pipeline([self.transport.input(), self.aside, self.transport.output()])
+        self.worker = PipelineWorker(pipeline, **of_the_worker)
         self.clean = Redactor()
         self.trace = Told()
         self.clean.add("canary")
@@ -149,6 +152,7 @@ class Call:
             trace=self.trace,
             clock=self.time.clock,
             schedule=self.time.schedule,
+            max_duration_seconds=max_duration_seconds,
         )
         self.session.expect([self.worker], [self.transport])
         self.room = Room()
@@ -255,8 +259,8 @@ async def test_a_processor_that_fails_for_good_before_joining_ends_the_session_a
     await call.tell(call.worker, "on_pipeline_error", frame)
     assert call.session.reason is Reason.NOT_JOINED
     assert call.session.close(None).errors == (
-        "LiveKitInputTransport: authentication: the key [hidden] is refused",
         "LiveKitInputTransport cannot be used",
+        "LiveKitInputTransport: authentication: the key [hidden] is refused",
     )
 
 
@@ -291,8 +295,8 @@ async def test_an_agent_with_a_service_that_cannot_connect_has_not_joined_in_tim
     summary = call.session.close(None)
     assert summary.reason is Reason.NOT_JOINED
     assert summary.errors == (
-        "FrameProcessor: connectivity: timed out",
         "not joined in time, still waiting for FrameProcessor to connect",
+        "FrameProcessor: connectivity: timed out",
     )
 
 
@@ -330,9 +334,20 @@ async def test_a_processor_that_fails_for_good_in_the_call_ends_the_session_afte
     summary = deaf_call.session.close(None)
     assert summary.reason is Reason.PROVIDER_FAILED
     assert summary.errors == (
-        "LiveKitInputTransport: authentication: the key [hidden] is refused",
         "LiveKitInputTransport can no longer be used",
+        "LiveKitInputTransport: authentication: the key [hidden] is refused",
     )
+
+
+async def test_a_bot_that_ends_since_a_provider_has_failed_for_good_has_not_just_ended(deaf_call: Call) -> None:
+    summary = deaf_call.session.close(None)
+    assert summary.reason is Reason.PROVIDER_FAILED
+    assert summary.errors[0] == "LiveKitInputTransport can no longer be used"
+
+
+async def test_a_caller_who_leaves_an_agent_whose_provider_has_failed_has_left(deaf_call: Call) -> None:
+    await deaf_call.caller_leaves()
+    assert deaf_call.session.close(None).reason is Reason.CALLER_LEFT
 
 
 async def test_a_call_goes_on_without_a_processor_that_neither_hears_nor_speaks(call: Call) -> None:
@@ -366,8 +381,8 @@ async def test_an_error_that_quotes_what_was_said_is_kept_without_it(call: Call)
         hear(LLMTextFrame(piece), FrameDirection.DOWNSTREAM)
     await call.tell(call.worker, "on_pipeline_error", error)
     assert call.session.close("the bot failed: ValueError: and the kingfisher").errors == (
-        "pipeline: unknown: cannot go on after: [...]",
         "the bot failed: ValueError: [...]",
+        "pipeline: unknown: cannot go on after: [...]",
     )
 
 
@@ -377,6 +392,22 @@ async def test_many_errors_are_kept_short_and_few(call: Call) -> None:
     errors = call.session.close(None).errors
     assert len(errors) == 10
     assert max(map(len, errors)) == 200
+
+
+async def test_of_many_errors_the_one_that_ended_the_session_comes_first(call: Call) -> None:
+    for number in range(30):
+        await call.tell(call.worker, "on_pipeline_error", ErrorFrame(f"{number}"))
+    call.session.fail(Reason.STUCK, "nothing moves")
+    call.session.fail(Reason.BOT_FAILED, "a consequence")
+    summary = call.session.close(None)
+    assert summary.errors == ("nothing moves", *(f"pipeline: unknown: {number}" for number in range(9)))
+
+
+async def test_what_cuts_a_session_off_is_the_first_error_unless_it_was_ending_already(call: Call) -> None:
+    call.session.note("a hiccup")
+    assert call.session.cut_off(Reason.STUCK, "the loop is held up").errors == ("the loop is held up", "a hiccup")
+    call.session.fail(Reason.BOT_FAILED, "the bot failed")
+    assert call.session.cut_off(Reason.STUCK, "held up again").errors[0] == "the bot failed"
 
 
 async def test_a_room_that_cannot_be_joined_ends_the_session_with_what_is_missing(call: Call) -> None:
@@ -456,10 +487,57 @@ async def test_the_maximum_duration_ends_whatever_is_going_on(call: Call) -> Non
     assert call.session.reason is Reason.MAX_DURATION
 
 
+async def test_a_session_has_the_maximum_duration_that_it_was_bound_with() -> None:
+    call = Call(max_duration_seconds=90)
+    await call.join()
+    await call.caller_comes()
+    call.time.pass_to(89)
+    assert call.session.reason is None
+    call.time.pass_to(90)
+    assert call.session.reason is Reason.MAX_DURATION
+
+
 async def test_silence_that_pipecat_reports_ends_as_idle(call: Call) -> None:
     await call.join()
     await call.tell(call.worker, "on_idle_timeout")
     assert call.session.reason is Reason.IDLE
+
+
+@pytest.mark.parametrize(
+    ("with_livekit", "cancels", "reason"),
+    [
+        (True, {"cancel_on_idle_timeout": False}, None),
+        (True, {"cancel_runner_on_idle_timeout": False}, Reason.IDLE),
+        (False, {}, Reason.IDLE),
+        (False, {"cancel_on_idle_timeout": False}, None),
+        (False, {"cancel_runner_on_idle_timeout": False}, None),
+    ],
+)
+async def test_silence_ends_a_call_only_where_pipecat_ends_its_pipeline_then(
+    with_livekit: bool, cancels: dict[str, Any], reason: Reason | None
+) -> None:
+    call = Call(**cancels if with_livekit else {})
+    worker = call.worker
+    if not with_livekit:
+        worker = PipelineWorker(Pipeline([FrameProcessor()]), **cancels)
+        call.session.attach(worker)
+    await call.join()
+    await call.caller_comes()
+    await call.tell(worker, "on_idle_timeout")
+    assert call.session.reason is reason
+
+
+@pytest.mark.parametrize(
+    ("own", "seconds"), [({}, 45), ({"idle_timeout_secs": 20}, 20), ({"idle_timeout_secs": None}, None)]
+)
+async def test_a_bot_that_sets_no_idle_timeout_has_the_pools(own: dict[str, Any], seconds: float | None) -> None:
+    assert Call(**own).worker._idle_timeout_secs == seconds
+
+
+async def test_a_worker_without_a_caller_keeps_pipecats_idle_timeout(call: Call) -> None:
+    aside = PipelineWorker(Pipeline([FrameProcessor()]))
+    call.session.attach(aside)
+    assert aside._idle_timeout_secs == IDLE_TIMEOUT_SECS
 
 
 @pytest.mark.parametrize(
@@ -574,8 +652,8 @@ async def test_a_pipeline_that_is_only_late_is_not_stuck_until_it_does_nothing_a
         assert call.session.reason is None
     call.time.pass_to(120)
     assert call.session.close(None).errors == (
-        "nothing has come through the pipeline for 60 s: FrameProcessor cannot keep up: slow, or without CPU",
         "nothing has come through the pipeline for 60 s: FrameProcessor held it up",
+        "nothing has come through the pipeline for 60 s: FrameProcessor cannot keep up: slow, or without CPU",
     )
     assert call.session.reason is Reason.STUCK
 
@@ -587,6 +665,105 @@ async def test_a_pipeline_through_which_no_heartbeat_has_ever_come_is_not_judged
     for seconds in range(0, 590, 10):
         call.time.pass_to(seconds)
     assert call.session.reason is None
+
+
+async def test_a_pipeline_that_has_finished_while_others_go_on_is_not_stuck(
+    call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await call.join()
+    await call.caller_comes()
+    await heartbeat(call)
+    monkeypatch.setattr(call.worker, "has_finished", lambda: True)
+    for seconds in range(0, 590, 10):
+        call.time.pass_to(seconds)
+    assert call.session.reason is None
+
+
+# Several workers
+
+
+class Answering:
+    """A worker that takes part in a call over the bus, or does something at its side."""
+
+    def __init__(self, call: Call, *, bridged: bool = True, active: bool = True) -> None:
+        self.call = call
+        self.service = AssemblyAISTTService(api_key="a-key")
+        self.worker = PipelineWorker(
+            Pipeline([self.service]), bridged=() if bridged else None, active=active, idle_timeout_secs=None
+        )
+        call.session.attach(self.worker)
+
+    async def fail(self) -> None:
+        """Its provider refuses the key, which goes over the bus as well."""
+        await self.service.set_usable(False)
+        error = ErrorFrame("refused", processor=self.service, category=ErrorCategory.AUTHENTICATION)
+        for worker in (self.worker, self.call.worker):
+            await self.call.tell(worker, "on_pipeline_error", error)
+
+    async def beat(self) -> None:
+        """A heartbeat comes through."""
+        await self.worker._heartbeat_queue.put(HeartbeatFrame(timestamp=0))
+
+
+@pytest.mark.parametrize(
+    ("bridged", "active", "reason"),
+    [(True, True, Reason.PROVIDER_FAILED), (True, False, None), (False, True, None)],
+    ids=["answers", "does not answer now", "is at the side"],
+)
+async def test_a_worker_without_its_provider_ends_the_call_that_goes_through_it(
+    call: Call, *, bridged: bool, active: bool, reason: Reason | None
+) -> None:
+    other = Answering(call, bridged=bridged, active=active)
+    await call.join()
+    await call.caller_comes()
+    await other.fail()
+    call.time.pass_to(6)
+    assert call.session.reason is reason
+    errors = call.session.so_far(Reason.CANCELLED).errors
+    assert errors[-1] == "AssemblyAISTTService: authentication: refused"
+
+
+async def test_an_error_that_comes_over_the_bus_counts_once(call: Call) -> None:
+    await Answering(call).fail()
+    name = 'voicepool_agent_errors_total{category="authentication",processor="AssemblyAISTTService"}'
+    assert sample(call, name) == "1.0"
+
+
+async def test_what_comes_over_the_bus_is_listened_to_where_it_is_heard(call: Call) -> None:
+    asked = PipelineWorker(Pipeline([FrameProcessor()]), bridged=())
+    before = list(asked._observer._observers)
+    call.session.attach(asked)
+    assert asked._observer._observers == before
+
+
+@pytest.mark.parametrize(
+    ("bridged", "active", "reason"),
+    [(True, True, Reason.STUCK), (True, False, None), (False, True, None)],
+    ids=["answers", "does not answer now", "is at the side"],
+)
+async def test_a_worker_that_is_stuck_ends_the_call_that_goes_through_it(
+    call: Call, *, bridged: bool, active: bool, reason: Reason | None
+) -> None:
+    other = Answering(call, bridged=bridged, active=active)
+    await call.join()
+    await call.caller_comes()
+    await other.beat()
+    for seconds in range(100):
+        await heartbeat(call)
+        call.time.pass_to(seconds)
+    assert call.session.reason is reason
+
+
+async def test_a_worker_whose_turn_it_was_not_has_all_the_time_when_it_is(call: Call) -> None:
+    other = Answering(call, active=False)
+    await call.join()
+    await call.caller_comes()
+    await other.beat()
+    for seconds in range(200):
+        await heartbeat(call)
+        call.time.pass_to(seconds)
+        other.worker._active = seconds >= 100
+        assert (call.session.reason is Reason.STUCK) is (seconds >= 160)
 
 
 # A caller who is not answered
@@ -628,8 +805,7 @@ async def test_a_caller_who_was_answered_or_has_just_spoken_is_no_error(
 async def test_an_error_with_another_id_each_time_is_kept_once(call: Call) -> None:
     for digit in "123":
         call.session.note(f"TTS context {digit * 8}-a499-4150-b97b-6c58a472b547 completed with no audio")
-    assert call.session.close("over").errors[0] == "TTS context ... completed with no audio"
-    assert len(call.session.close("over").errors) == 2
+    assert call.session.close("over").errors == ("over", "TTS context ... completed with no audio")
 
 
 # What it used

@@ -29,7 +29,7 @@ def test_a_summary_is_json_with_the_agreed_names() -> None:
     }
 
 
-@given(st.lists(st.text(max_size=2000), max_size=20))
+@given(st.lists(st.text(st.characters(), max_size=2000), max_size=20))
 def test_a_summary_is_always_whole_json_that_kubernetes_keeps(errors: list[str]) -> None:
     text = summary(tuple(errors)).as_json()
     assert len(text.encode()) <= MAX_BYTES
@@ -42,7 +42,13 @@ def test_errors_that_do_not_fit_are_counted() -> None:
     assert errors[-1] == f"and {10 - (len(errors) - 1)} more"
 
 
+def test_an_error_in_any_script_has_the_room_of_its_letters() -> None:
+    shown = json.loads(summary(("я" * 200,) * 9).as_json())["errors"]
+    assert shown == ["я" * 200] * 9
+
+
 def test_a_message_that_cannot_be_written_is_reported_and_not_raised(tmp_path: Path) -> None:
     assert "cannot write" in (write_termination_message(tmp_path / "missing" / "file", "words") or "")
     assert write_termination_message(tmp_path / "file", "words") is None
     assert (tmp_path / "file").read_text() == "words"
+    assert write_termination_message(tmp_path / "file", "half a pair: \ud83d") is None

@@ -58,6 +58,19 @@ def test_what_was_taken_stays_as_it_is() -> None:
     assert len(voice.take(RATE)) == 0
 
 
+def test_a_voice_that_is_late_catches_up_in_its_pauses_and_loses_no_word() -> None:
+    voice, piece = Voice(catches_up=True), RATE // 50
+    for at in (*range(0, 7 * RATE, piece), *[10 * RATE] * 150, *range(10 * RATE, 12 * RATE, piece)):
+        voice.add(np.full(piece, 1000, np.int16), at)
+    assert voice.end == 15 * RATE, "three seconds late"
+    for at in range(12 * RATE, 16 * RATE, piece):
+        voice.add(np.full(piece, 20, np.int16), at)
+    voice.add(np.full(piece, 1000, np.int16), 16 * RATE)
+    samples = voice.take(20 * RATE)
+    assert (np.abs(samples) == 1000).sum() == 12 * RATE + piece
+    assert np.flatnonzero(samples == 1000)[-1] / RATE < 16 + JOINED_SECONDS + 0.1
+
+
 @given(st.lists(st.tuples(st.integers(1, RATE), st.integers(0, 3 * RATE), st.booleans()), max_size=30))
 def test_nothing_is_lost_and_nothing_comes_too_early(pieces: list[tuple[int, int, bool]]) -> None:
     voice, now, given_samples, taken = Voice(), 0, 0, [np.zeros(0, np.int16)]

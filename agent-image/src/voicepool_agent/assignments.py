@@ -17,8 +17,9 @@ from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 ISSUER = "voicepool-gateway"
-MAX_ORDER_BYTES = 2 * 1024 * 1024
-"""Callers may send a body of 1 MB; signed and in base64 it is a third larger."""
+MAX_ORDER_BYTES = 6 * 1024 * 1024
+"""Callers may send a body of 1 MB. Written anew it may be four times as long (a number such as 1e15), and base64 makes it a third
+larger."""
 
 
 class OrderError(Exception):
@@ -47,6 +48,8 @@ class Assignment(BaseModel):
     pool: str = ""
     body: Any = Field(None, repr=False)
     traceparent: str | None = None
+    max_duration_seconds: int | None = Field(None, alias="maxDurationSeconds", gt=0)
+    """What the pod's `activeDeadlineSeconds` was made of; None from a gateway that does not say: then that of the settings counts."""
 
 
 class EndOrder(BaseModel):

@@ -211,6 +211,7 @@ class Host:
             trace=self._tracing.session(assignment.session, assignment.pool, assignment.traceparent),
             clock=self._clock,
             schedule=asyncio.get_running_loop().call_later,
+            max_duration_seconds=assignment.max_duration_seconds,
         )
         if self._settings.recording_audio or self._settings.recording_transcript:
             from voicepool_agent.recording import Recording
@@ -317,7 +318,10 @@ class Host:
             await _abandon(bot)
 
     async def _run_bot(self) -> None:
-        self._bot = load_bot(self._settings.bot)
+        try:
+            self._bot = load_bot(self._settings.bot)
+        finally:
+            self._redact.add_environment(os.environ)  # to which a bot may have added what is in a file (load_dotenv)
         self._logs.configure()  # a bot's module may have set loguru up as for its own terminal
         from pipecat.runner.types import LiveKitRunnerArguments
 
@@ -441,6 +445,7 @@ class Host:
     async def _note_joined(self, session: Session) -> None:
         await session.joined.wait()
         self._enter(State.JOINED)
+        await self._end_others(self._settings.caller_left_grace_seconds)
 
     async def _end_bot(self, session: Session, bot: asyncio.Task[None]) -> None:
         from pipecat.frames.frames import CancelFrame
@@ -464,16 +469,38 @@ class Host:
     async def _take_leave(self, session: Session, reason: Reason, bot: asyncio.Task[None]) -> None:
         """Let the bot say goodbye and the pipeline finish, within the time that there is."""
         seconds = max(0.0, min(self._settings.drain_timeout_seconds, self._leave_by - self._clock()))
-        leaving = asyncio.create_task(self._say_goodbye(session, reason), name="goodbye")
+        said = asyncio.Event()
+        leaving = asyncio.create_task(self._leave(session, reason, said), name="goodbye")
         try:
             async with asyncio.timeout(seconds):
                 await _first(bot, session.hurried)
         except TimeoutError:
-            if not leaving.done():
+            if not said.is_set():
                 session.note(f"the bot's goodbye() did not return within {seconds:g} s")
             else:
                 session.note(f"the pipeline did not come to its end within {seconds:g} s, and was cut off")
         leaving.cancel()
+
+    async def _leave(self, session: Session, reason: Reason, said: asyncio.Event) -> None:
+        await self._say_goodbye(session, reason)
+        said.set()
+        for worker in self._workers:
+            await self._finish(worker)
+        await self._end_others()
+
+    async def _finish(self, worker: PipelineWorker) -> None:
+        from voicepool_agent import pipecat_private
+
+        if pipecat_private.sends_over_bus(worker) and not worker.has_finished():
+            await worker.flush_pipeline()  # the end goes straight through, and would overtake the last words
+        await worker.stop_when_done()  # type: ignore[no-untyped-call]
+
+    async def _end_others(self, grace_seconds: float = 0.0) -> None:
+        """When all pipelines with callers have finished, end the other workers, for which Pipecat's runner waits as well."""
+        await asyncio.gather(*(worker.wait() for worker in self._workers))
+        await asyncio.sleep(grace_seconds)
+        if self._runner is not None:
+            await self._runner.cancel(reason="the call is over")
 
     async def _say_goodbye(self, session: Session, reason: Reason) -> None:
         if self._bot is not None and self._bot.goodbye is not None and session.has_listener:
@@ -481,8 +508,6 @@ class Host:
                 await self._bot.goodbye(self._workers[0], reason.value)
             except Exception as error:
                 session.note(self._bot.explain(error))
-        for worker in self._workers:
-            await worker.stop_when_done()  # type: ignore[no-untyped-call]
 
     def _give_up(self, bot: asyncio.Task[None]) -> int:
         words = self._redact(self._bot_error(bot) or f"the bot {self._settings.bot} ended before it was bound")

@@ -58,9 +58,11 @@ class Redactor:
         self.speech: Final = Speech()
 
     def add(self, secret: str) -> None:
-        """Never show this value again."""
-        if len(secret) >= _SHORTEST_SECRET and secret not in self._secrets:
-            self._secrets = sorted([*self._secrets, secret], key=len, reverse=True)
+        """Never show this value again: neither as it is, nor as JSON has it, nor on one line."""
+        secret = secret.strip()
+        forms = (secret, json.dumps(secret)[1:-1], " ".join(secret.split()))
+        shown = {form for form in forms if len(form) >= _SHORTEST_SECRET}
+        self._secrets = sorted({*self._secrets, *shown}, key=len, reverse=True)
 
     def add_environment(self, environment: Mapping[str, str]) -> None:
         """Add the values of all variables whose names sound like a secret, and those of the headers for a collector."""

@@ -2,8 +2,9 @@
 
 Parking has to reach what Pipecat keeps to itself: the workers that a runner holds, the LiveKit client inside a
 transport (its address, token and room are read when it connects, not when it is made), the models inside the turn
-detection, the time limit of a pipeline's set-up, and how services connect and their sockets. Watching a call needs two
-more: where heartbeats arrive, and what a caller's client is told of metrics.
+detection, the time limit of a pipeline's set-up, and how services connect and their sockets. Watching a call needs
+more: where heartbeats arrive and what goes over the bus between workers, what a caller's client is told of metrics, and
+how long a pipeline may be idle and what becomes of it then.
 `tests/unit/test_agent_pipecat_contract.py` holds each name down, so that an upgrade fails there and nowhere else.
 Nothing outside this module may touch an underscored name of Pipecat.
 """
@@ -22,10 +23,11 @@ from livekit.rtc._ffi_client import FfiClient
 from livekit.rtc._proto import ffi_pb2 as proto_ffi
 from pipecat.audio.turn.smart_turn.local_smart_turn_v3 import LocalSmartTurnAnalyzerV3
 from pipecat.audio.vad.vad_analyzer import VADAnalyzer
+from pipecat.bus.bridge_processor import BusBridgeProcessor, _BusEdgeProcessor
 from pipecat.frames.frames import HeartbeatFrame, InputAudioRawFrame, OutputAudioRawFrame
 from pipecat.pipeline.base_pipeline import BasePipeline
 from pipecat.pipeline.service_switcher import ServiceSwitcher
-from pipecat.pipeline.worker import PipelineWorker
+from pipecat.pipeline.worker import IDLE_TIMEOUT_SECS, PipelineWorker
 from pipecat.processors.frame_processor import FrameProcessor, FrameProcessorSetup
 from pipecat.processors.frameworks.rtvi import RTVIObserver
 from pipecat.services.llm_service import LLMService
@@ -91,6 +93,18 @@ def measure(worker: PipelineWorker) -> None:
     parameters.enable_usage_metrics = True
 
 
+def limit_silence(worker: PipelineWorker, seconds: float) -> None:
+    """Set the idle timeout of a pipeline that has not started and in which callers are, unless the bot has set one."""
+    if worker._idle_timeout_secs == IDLE_TIMEOUT_SECS and livekit_transports(worker):
+        worker._idle_timeout_secs = seconds
+
+
+def ends_call_when_idle(worker: PipelineWorker) -> bool:
+    """Whether a worker that has told of its idle timeout is cancelled for it, and the call with it."""
+    alone = not worker._cancel_runner_on_idle_timeout and not livekit_transports(worker)
+    return worker._cancel_on_idle_timeout and not alone
+
+
 def watch_heartbeats(worker: PipelineWorker, beat: Callable[[], None]) -> None:
     """Call `beat` for each heartbeat that has come through a pipeline that is not set up yet.
 
@@ -102,6 +116,10 @@ def watch_heartbeats(worker: PipelineWorker, beat: Callable[[], None]) -> None:
         parameters.enable_heartbeats = True
         parameters.heartbeats_monitor_secs = NEVER_SECONDS
     worker._heartbeat_queue = _Beats(beat)
+    for processor in processors(worker):
+        if isinstance(processor, (BusBridgeProcessor, _BusEdgeProcessor)):
+            # Over the bus they would go through other pipelines, and theirs through this one: each would beat for all.
+            processor._exclude_frames = (*processor._exclude_frames, HeartbeatFrame)
 
 
 class _Beats(asyncio.Queue[HeartbeatFrame]):
@@ -147,6 +165,16 @@ def livekit_transports(worker: PipelineWorker) -> list[LiveKitTransport]:
             if isinstance(transport, LiveKitTransport) and transport not in found:
                 found.append(transport)
     return found
+
+
+def works_over_bus(worker: PipelineWorker) -> bool:
+    """Whether a worker takes part in the call of another one: all frames that it has of it come and go over the bus."""
+    return worker.bridged and not livekit_transports(worker)
+
+
+def sends_over_bus(worker: PipelineWorker) -> bool:
+    """Whether what goes through a worker's pipeline leaves it for another one's and comes back, but for its end."""
+    return any(isinstance(processor, BusBridgeProcessor) for processor in processors(worker))
 
 
 def point_at_room(transport: LiveKitTransport, *, url: str, token: str, room: str) -> None:

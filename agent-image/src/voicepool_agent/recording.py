@@ -117,7 +117,8 @@ class Recording:
         """Listen to a pipeline that is not set up yet."""
         if self._settings.recording_audio:
             pipecat_private.tap_audio(worker, self._heard, self._played)
-        worker.add_observer(_Observer(self))
+        if not pipecat_private.works_over_bus(worker):
+            worker.add_observer(_Observer(self))
 
     async def finish(self) -> None:
         """Complete the files and give them their names, for as long as `FINISH_SECONDS`."""
@@ -244,6 +245,8 @@ class Recording:
             self._sound.write(pieces, until_seconds)
 
     def _close(self) -> None:
+        if self._sound is not None:
+            self._sound.finish()
         for suffix, file in self._files.items():
             os.fsync(file.fileno())
             file.close()
@@ -268,9 +271,19 @@ class _Sound:
             if isinstance(piece, _Piece):
                 self._place(piece)
             else:
-                for voice in self._agent.values():
-                    voice.cut(round(piece * timeline.RATE))
-        until = round(until_seconds * timeline.RATE)
+                self._cut(round(piece * timeline.RATE))
+        self._write_until(round(until_seconds * timeline.RATE))
+
+    def finish(self) -> None:
+        """Write what is left of callers who were heard late; what is left of the agent was not played."""
+        self._cut(self._samples)
+        self._write_until(max((voice.end for voice in self._callers.values()), default=0))
+
+    def _cut(self, at: int) -> None:
+        for voice in self._agent.values():
+            voice.cut(at)
+
+    def _write_until(self, until: int) -> None:
         count = max(0, until - self._samples)
         left = timeline.mixed(self._callers.values(), until, count)
         right = timeline.mixed(self._agent.values(), until, count)
@@ -289,7 +302,7 @@ class _Sound:
             samples = self._resamplers[key].resample_chunk(samples)
         voices = self._agent if piece.agent else self._callers
         if piece.voice not in voices:
-            voices[piece.voice] = timeline.Voice()
+            voices[piece.voice] = timeline.Voice(catches_up=not piece.agent)
             voices[piece.voice].take(self._samples)
         voices[piece.voice].add(samples, round(piece.seconds * timeline.RATE))
 

@@ -86,6 +86,7 @@ class Session:
         trace: told what took how long.
         clock: seconds, monotonic; the session begins now.
         schedule: calls something later, as `loop.call_later` does.
+        max_duration_seconds: of this session, in the place of the limit in the settings.
     """
 
     def __init__(
@@ -99,6 +100,7 @@ class Session:
         trace: Trace,
         clock: Callable[[], float],
         schedule: Callable[[float, Callable[[], None]], Handle],
+        max_duration_seconds: float | None = None,
     ) -> None:
         self.id = session_id
         self.joined = asyncio.Event()
@@ -133,7 +135,7 @@ class Session:
         self._pulses: dict[PipelineWorker, Pulse] = {}
         self._pulse_timers: dict[PipelineWorker, Handle] = {}
         self._timers = [
-            schedule(settings.max_duration_seconds, lambda: self.conclude(Reason.MAX_DURATION)),
+            schedule(max_duration_seconds or settings.max_duration_seconds, lambda: self.conclude(Reason.MAX_DURATION)),
             schedule(settings.join_timeout_seconds, self._join_timeout),
             schedule(settings.connect_timeout_seconds, self._connect_timeout),
         ]
@@ -149,7 +151,10 @@ class Session:
         worker.add_event_handler("on_pipeline_error", self._on_error)
         worker.add_event_handler("on_idle_timeout", self._on_idle)
         pipecat_private.measure(worker)
+        pipecat_private.limit_silence(worker, self._settings.idle_timeout_seconds)
         self._feel(worker)
+        if pipecat_private.works_over_bus(worker):
+            return  # all of it goes through the pipeline with the transport as well, and counts there
         latency = UserBotLatencyObserver()
         latency.add_event_handler("on_latency_measured", self._on_latency)
         latency.add_event_handler("on_latency_breakdown", self._on_turn)
@@ -179,16 +184,23 @@ class Session:
             self.over.set()
 
     def fail(self, reason: Reason, words: str) -> None:
-        """As `conclude`, with an error for the summary."""
+        """As `conclude`, with an error for the summary, where the cause comes first."""
         if self.reason is None:
-            self.note(words)
+            self._note_cause(words)
         self.conclude(reason)
 
     def note(self, words: str) -> None:
         """Keep an error for the summary: without secrets, short, once, and not too many of them."""
-        words = self._clean(" ".join(_IDENTIFIER.sub("...", words).split()))[:MAX_ERROR_LENGTH]
-        if words not in self._errors and len(self._errors) < MAX_ERRORS:
-            self._errors.append(words)
+        self._keep(*self._errors, self._fit(words))
+
+    def _note_cause(self, words: str) -> None:
+        self._keep(self._fit(words), *self._errors)
+
+    def _keep(self, *errors: str) -> None:
+        self._errors = list(dict.fromkeys(errors))[:MAX_ERRORS]
+
+    def _fit(self, words: str) -> str:
+        return self._clean(" ".join(_IDENTIFIER.sub("...", words).split()))[:MAX_ERROR_LENGTH]
 
     def close(self, bot_error: str | None) -> Summary:
         """The bot has returned, or raised `bot_error`: the summary, and no more timers."""
@@ -202,12 +214,17 @@ class Session:
             self.fail(reason, f"the {who} before the agent had joined, still waiting for {self._missing()}")
         elif self._cut_off:
             self.fail(Reason.LIVEKIT_LOST, "the bot ended while the agent was reconnecting to LiveKit")
+        elif not has_left:
+            self._still_unusable()  # then that is why the bot ended, or Pipecat for it
         self.conclude(Reason.CALLER_LEFT if has_left else Reason.BOT_ENDED)
         return self._end(self.reason or Reason.BOT_ENDED)
 
     def cut_off(self, reason: Reason, words: str) -> Summary:
         """The summary of a session that cannot be ended in order; may be called from another thread."""
-        self.note(words)
+        if self.reason is None:
+            self._note_cause(words)
+        else:
+            self.note(words)
         return self._end(self.reason or reason)
 
     def _end(self, reason: Reason) -> Summary:
@@ -303,9 +320,12 @@ class Session:
             room.on("reconnected", self._on_reconnected)
         self._arrived(transport)
 
-    async def _on_error(self, _worker: PipelineWorker, frame: ErrorFrame) -> None:
+    async def _on_error(self, worker: PipelineWorker, frame: ErrorFrame) -> None:
         processor = type(frame.processor).__name__ if frame.processor else "pipeline"
         category = frame.category.value if frame.category else "unknown"
+        others = [one for other in self._pulses if other is not worker for one in pipecat_private.processors(other)]
+        if frame.processor in others:
+            return  # it has come over the bus, and is told by its own worker as well
         self._metrics.errors.labels(processor, category).inc()
         self.note(f"{processor}: {category}: {frame.error}")
         if frame.processor and not self.joined.is_set():
@@ -318,8 +338,10 @@ class Session:
         else:
             self.fail(Reason.NOT_JOINED, f"{unusable} cannot be used")
 
-    async def _on_idle(self, _worker: PipelineWorker) -> None:
-        self.conclude(Reason.IDLE)
+    async def _on_idle(self, worker: PipelineWorker) -> None:
+        # A bot may ask whether anybody is still there, and a worker at the side may end alone.
+        if pipecat_private.ends_call_when_idle(worker):
+            self.conclude(Reason.IDLE)
 
     async def _on_latency(self, _observer: Any, seconds: float) -> None:
         self._metrics.latency_seconds.observe(seconds)
@@ -379,14 +401,19 @@ class Session:
         logger.bind(seconds=round(self._joined_seconds, 3)).info("joined")
         self.joined.set()
 
+    @property
+    def _carriers(self) -> list[PipelineWorker]:
+        """The workers that the call goes through now: those with its transports, and those that answer them over the bus."""
+        return [*self._workers, *(one for one in self._pulses if pipecat_private.works_over_bus(one) and one.active)]
+
     def _unusable(self, counts: Callable[[FrameProcessor], bool] = lambda _processor: True) -> str:
         """The names of processors that can no longer do their work, of those that count; empty when there is none."""
-        found = [one for worker in self._workers for one in pipecat_private.unusable(worker) if counts(one)]
+        found = [one for worker in self._carriers for one in pipecat_private.unusable(worker) if counts(one)]
         return _names(found)
 
     def _offline(self) -> str:
         """The names of services whose connection failed before the agent had joined, and is not there again."""
-        found = [one for worker in self._workers for one in pipecat_private.disconnected(worker)]
+        found = [one for worker in self._carriers for one in pipecat_private.disconnected(worker)]
         return _names(one for one in found if one in self._failing)
 
     def _still_unusable(self) -> None:
@@ -429,6 +456,10 @@ class Session:
 
         def look() -> None:
             nonlocal taken
+            if worker.has_finished():
+                return
+            if worker not in self._carriers:
+                pulse.moved()  # it may wait for as long as it likes
             before, taken = taken, pipecat_private.frames_taken_by_late(worker)
             if pulse.is_stuck:
                 words = f"nothing has come through the pipeline for {self._settings.stuck_timeout_seconds:g} s"

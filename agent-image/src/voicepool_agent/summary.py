@@ -1,7 +1,7 @@
 """The session's record: what `kubectl describe pod` shows as the termination message, once the process has exited.
 
 Kubernetes keeps at most 4096 bytes of it. Invariants: the summary is always whole JSON within that limit (errors give
-way first); a failed build is one line of text; neither holds words that were spoken, tokens or keys.
+way, the first of them last); a failed build is one line of text; neither holds words that were spoken, tokens or keys.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class Summary:
     def _dump(self, errors: list[str]) -> str:
         left_out = len(self.errors) - len(errors)
         shown = [*errors, f"and {left_out} more"] if left_out else errors
-        return json.dumps(
+        text = json.dumps(
             {
                 "session": self.session,
                 "reason": self.reason.value,
@@ -94,13 +94,15 @@ class Summary:
                 "errors": shown,
             },
             separators=(",", ":"),
+            ensure_ascii=False,  # six bytes for a letter would leave less room for errors
         )
+        return text.encode(errors="replace").decode()  # half a surrogate pair, which is no text
 
 
 def write_termination_message(path: Path, text: str) -> str | None:
     """Write the message where the kubelet reads it; returns what went wrong, if anything did."""
     try:
-        path.write_bytes(text.encode()[:MAX_BYTES])
+        path.write_bytes(text.encode(errors="replace")[:MAX_BYTES])
     except OSError as error:
         return f"cannot write the termination message: {error}"
     return None

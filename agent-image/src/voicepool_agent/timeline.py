@@ -1,8 +1,8 @@
 """What two sides of a call sound like at each moment, laid side by side as samples: no file, no clock.
 
 Audio comes in pieces: a caller's as it is heard, an agent's faster than it is played. Invariants: pieces of one voice
-that follow each other closely are joined without a gap; a longer pause is silence of its length; what was taken is
-final.
+that follow each other closely are joined without a gap; a longer pause is silence of its length, unless a voice that is late
+catches up in it; what was taken is final.
 """
 
 from __future__ import annotations
@@ -18,13 +18,21 @@ RATE = 16_000
 JOINED_SECONDS = 0.2
 """Pieces that are no further apart belong together: a network is not a metronome."""
 
+QUIET_RMS = 200.0
+"""Loudness (root mean square of 16-bit samples) below which a piece is a pause."""
+
 Samples = NDArray[np.int16]
 
 
 class Voice:
-    """One voice, from the beginning of the call on."""
+    """One voice, from the beginning of the call on.
 
-    def __init__(self) -> None:
+    Args:
+        catches_up: whether what comes late, and all at once, makes it late only until its next pause.
+    """
+
+    def __init__(self, *, catches_up: bool = False) -> None:
+        self._catches_up = catches_up
         self._kept = np.zeros(0, np.int16)
         self._taken = 0
 
@@ -36,6 +44,8 @@ class Voice:
     def add(self, samples: Samples, at: int) -> None:
         """Add a piece at a moment, or right behind the last one if that was just before or is still to come."""
         silence = at - self.end
+        if self._catches_up and silence < -JOINED_SECONDS * RATE and _is_quiet(samples):
+            return
         if silence < JOINED_SECONDS * RATE:
             silence = 0
         self._kept = np.concatenate((self._kept, np.zeros(silence, np.int16), samples))
@@ -50,6 +60,10 @@ class Voice:
         taken, self._kept = self._kept[:count], self._kept[count:]
         self._taken += count
         return np.concatenate((taken, np.zeros(count - len(taken), np.int16)))
+
+
+def _is_quiet(samples: Samples) -> bool:
+    return float(np.square(samples, dtype=np.float64).sum()) < QUIET_RMS**2 * len(samples)
 
 
 def mixed(voices: Iterable[Voice], until: int, count: int) -> Samples:

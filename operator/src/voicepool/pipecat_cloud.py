@@ -261,7 +261,10 @@ def _said(key: str, value: Any, verb: str = " = ") -> str:
 def _steps(deployment: _Deployment, image: str) -> Iterator[str]:
     yield f"build {json.dumps(image)} anew FROM the voicepool agent image: one that is made for Pipecat Cloud does not run here"
     if deployment.secret_set is not None:
-        yield f"kubectl create secret generic {deployment.secret_set} --from-env-file=.env"
+        yield (
+            f"kubectl create secret generic {deployment.secret_set} --from-env-file=.env"
+            " (no quotes, no `export`, no comment behind a value: kubectl takes values as they stand)"
+        )
     if deployment.image_credentials is not None:
         yield (
             f"kubectl create secret docker-registry {deployment.image_credentials}"

@@ -32,6 +32,7 @@ from voicepool.kube.api import (
     Resource,
     WatchEvent,
 )
+from voicepool_agent.assignments import MAX_ORDER_BYTES
 
 NAMESPACE = "calls"
 POOL = "demo"
@@ -347,7 +348,7 @@ class Agents:
         """What answers on bots' own routes."""
 
     async def __aenter__(self) -> Agents:
-        app = web.Application(client_max_size=4 * 1024 * 1024)
+        app = web.Application(client_max_size=MAX_ORDER_BYTES)
         app.router.add_post("/bind", self._bind)
         app.router.add_post("/end", self._end)
         app.router.add_get("/status", self._status)
@@ -406,7 +407,10 @@ class Agents:
 
     async def _bind(self, request: web.Request) -> web.Response:
         agent = self._called(request)
-        claims = await self._claims(request, agent)
+        try:
+            claims = await self._claims(request, agent)
+        except web.HTTPRequestEntityTooLarge:
+            return _error(413, "TOO_LARGE")
         if claims is None:
             return _error(401, "INVALID_ASSIGNMENT")
         agent.claims.append(claims)

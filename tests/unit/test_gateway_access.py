@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
@@ -13,12 +14,19 @@ from tests.unit.gateways import API_KEY, AUTHORIZED, World, hashed, until, world
 from tests.unit.issuer import AUDIENCE, ISSUER, FakeIssuer, token
 
 from voicepool.gateway import server as server_module
+from voicepool.gateway import token_review
 from voicepool.gateway.auth import Caller, Limits, Listed
 from voicepool.gateway.buckets import Buckets
-from voicepool.gateway.errors import QuotaExceeded, TooManyFailures
+from voicepool.gateway.errors import ClusterUnavailable, QuotaExceeded, TooManyFailures
 from voicepool.gateway.failures import MAX_ADDRESSES, MAX_GOOD, Failures, network
 from voicepool.gateway.quota import SETTLE_SECONDS, Quota
-from voicepool.gateway.token_review import ACCESS_REVIEWS, KEPT_SECONDS, TOKEN_REVIEWS, TokenReviews
+from voicepool.gateway.token_review import (
+    ACCESS_REVIEWS,
+    KEPT_SECONDS,
+    PARALLEL_REVIEWS,
+    TOKEN_REVIEWS,
+    TokenReviews,
+)
 from voicepool.gateway.view import ClusterView
 from voicepool.kube.api import PODS, POOLS, Forbidden, Json, Resource, ServerFault
 
@@ -221,6 +229,47 @@ async def test_a_right_that_was_withdrawn_ends_when_the_answer_is_old(kube: Revi
     assert await caller.scope.allows(NAMESPACE, "demo")
     now += KEPT_SECONDS
     assert not await caller.scope.allows(NAMESPACE, "demo")
+
+
+async def test_a_name_that_no_pool_can_have_is_asked_of_nobody(here: World, kube: ReviewingKube) -> None:
+    credential = account_token()
+    kube.tokens[credential] = accepted()
+    client = (await here.gateway(kube, set_to=REVIEW)).client
+    name = "X" * 300
+    for method, path, body in (
+        ("GET", f"/metrics/v1/namespaces/calls/pools/{name}", None),
+        ("GET", f"/v1/organizations/calls/services/{name}", None),
+        ("GET", f"/v1/agents/{name}/sessions", None),
+        ("POST", f"/v1/public/{name}/start", None),
+        ("POST", "/start", {"pools": [name, "demo"]}),
+    ):
+        answer = await client.request(method, path, json=body, headers=bearer(credential))
+        assert (answer.status_code, answer.json()["code"]) == (404, "POOL_NOT_FOUND"), path
+    assert {plural for plural, _ in kube.reviews} == {"tokenreviews"}
+
+
+async def test_one_token_is_reviewed_once_however_many_requests_come_with_it(kube: ReviewingKube) -> None:
+    reviews = TokenReviews(kube, "voicepool", monotonic=lambda: 0.0)
+    credential = account_token()
+    kube.tokens[credential] = accepted()
+    asking = [asyncio.create_task(reviews.authenticate(credential)) for _ in range(20)]
+    await asyncio.sleep(0)
+    asking[0].cancel()
+    answers = await asyncio.gather(*asking, return_exceptions=True)
+    assert [getattr(answer, "name", None) for answer in answers] == [None, *[ACCOUNT] * 19]
+    assert len(kube.reviews) == 1
+
+
+async def test_a_review_that_is_not_answered_is_given_up_and_so_is_the_wait_for_a_turn(
+    kube: ReviewingKube, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(token_review, "REVIEW_SECONDS", 0.1)
+    monkeypatch.setattr(kube, "create", lambda *_: asyncio.Event().wait())
+    reviews = TokenReviews(kube, "voicepool", monotonic=lambda: 0.0)
+    asking = [reviews.authenticate(account_token(number)) for number in range(PARALLEL_REVIEWS + 1)]
+    async with asyncio.timeout(3):
+        answers = await asyncio.gather(*asking, return_exceptions=True)
+    assert {type(answer) for answer in answers} == {ClusterUnavailable}
 
 
 # -- browsers ------------------------------------------------------------------------------------------------------------------

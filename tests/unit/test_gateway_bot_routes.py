@@ -228,6 +228,16 @@ async def test_a_session_that_nobody_has_or_that_has_ended_is_said_to_be_so(call
     assert (ended.status_code, ended.json()["code"]) == (409, "SESSION_ENDED")
 
 
+async def test_a_call_that_outlives_its_pool_is_found(call: Call) -> None:
+    pool = call.here.kube.objects[POOLS.plural, NAMESPACE, POOL]["metadata"]
+    await call.here.kube.delete(POOLS, NAMESPACE, POOL, uid=pool["uid"], resource_version=pool["resourceVersion"])
+    await until(lambda: not call.gateway.services.view.pools)
+    assert (await call.ask("say")).status_code == 200
+    call.here.kube.logs[call.pod].write("hello")
+    log = await call.gateway.client.get(f"/api/session/{call.session}/logs", headers=AUTHORIZED)
+    assert log.json()["logs"] == ["hello"]
+
+
 async def test_a_session_in_two_pools_must_be_named_with_one(call: Call) -> None:
     call.here.kube.put(POOLS, pool_object("other"))
     call.here.pods(1, first=7)
@@ -315,6 +325,8 @@ async def test_a_gateway_that_does_not_know_the_cluster_yet_says_so(
 ) -> None:
     monkeypatch.setattr(type(call.gateway.services), "synced", property(lambda _self: lambda: False))
     assert (await call.ask("say")).json()["code"] == "NOT_SYNCED"
+    log = await call.gateway.client.get(f"/api/session/{call.session}/logs", headers=AUTHORIZED)
+    assert log.json()["code"] == "NOT_SYNCED"
 
 
 def test_headers_that_a_connection_names_are_left_out() -> None:

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.unit.fakes import NAMESPACE, pod_object, pod_status, pool_object
-from tests.unit.gateways import AUTHORIZED, SCOPED_KEY, Gateway, World, hashed, until, world
+from tests.unit.fakes import NAMESPACE, pod_object, pod_status, pool_object, secret_object
+from tests.unit.gateways import AUTHORIZED, LIVEKIT_SECRET, SCOPED_KEY, Gateway, World, hashed, until, world
 
-from voicepool.kube.api import PODS, POOLS
+from voicepool.kube.api import PODS, POOLS, SECRETS
 
 BOTH = ["gpu", "cpu"]
 
@@ -56,6 +56,29 @@ async def test_the_first_pool_with_a_free_agent_wins(here: World) -> None:
         assert one["roomName"] == f"calls_{one['agent']['pool']}_{one['sessionId']}"
         (claims,) = here.agents.of(one["agent"]["pod"]).claims
         assert (claims["pool"], claims["room"]) == (f"calls/{one['agent']['pool']}", one["roomName"])
+
+
+async def test_the_livekit_secrets_of_several_pools_are_read_side_by_side(
+    here: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pools(here, gpu="Reject", cpu="Reject")
+    for name in BOTH:
+        secret = secret_object(name, url="ws://own.example", api_key="own", api_secret=LIVEKIT_SECRET)
+        here.kube.put(SECRETS, secret)
+        here.kube.edit(POOLS, name, {"spec": {"livekit": {"secretName": name}}})
+    agent(here, "cpu", 1)
+    gateway = await here.gateway()
+    asked: list[str] = []
+    get = here.kube.get
+
+    async def get_when_both_are_asked_for(*which: Any) -> Any:
+        asked.append(which[-1])
+        await until(lambda: len(asked) == 2)
+        return await get(*which)
+
+    monkeypatch.setattr(here.kube, "get", get_when_both_are_asked_for)
+    assert (await gateway.start(pools=BOTH)).json()["agent"]["pool"] == "cpu"
+    assert sorted(asked) == sorted(BOTH)
 
 
 async def test_a_caller_waits_in_all_queues_and_leaves_them_with_the_first_agent(here: World) -> None:

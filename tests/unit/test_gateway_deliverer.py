@@ -9,7 +9,7 @@ from typing import cast
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from tests.unit.facts import bound
+from tests.unit.facts import bound, pool
 
 from voicepool.agents import AgentStatus
 from voicepool.gateway.assignments import Signer
@@ -52,7 +52,8 @@ async def deliver(agent: Scripted) -> tuple[str | None, Hold]:
         options=OPTIONS,
         now=lambda: datetime.now(UTC),
     )
-    return await deliverer.deliver(hold, StartRequest("calls", "demo", "s-1", False), SERVER, Errand()), hold
+    request = StartRequest("calls", "demo", "s-1", False)
+    return await deliverer.deliver(hold, pool(), request, SERVER, Errand()), hold
 
 
 @pytest.mark.parametrize(

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import dataclasses
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
 from tests.unit.fakes import POOLS, pool_object
-from tests.unit.gateways import API_KEY, AUTHORIZED, SCOPED_KEY, World, hashed, settings, world
+from tests.unit.gateways import API_KEY, AUTHORIZED, SCOPED_KEY, World, hashed, settings, until, world
 
+from voicepool.gateway.auth import Listed
 from voicepool.gateway.server import http_config
 
 
@@ -131,6 +136,37 @@ async def test_a_body_over_the_limit_is_refused_before_it_is_read(here: World) -
     assert answer.status_code == 413
 
 
+async def test_bodies_that_are_on_their_way_are_bounded_all_together_whoever_sends_them(here: World) -> None:
+    here.pool()
+    gateway = await here.gateway(max_buffered_bytes=100_000)
+    more = asyncio.Event()
+
+    async def slow() -> AsyncIterator[bytes]:
+        yield b" " * 60_000
+        held.set()
+        await more.wait()
+
+    async def post(content: Any, headers: dict[str, str]) -> httpx.Response:
+        return await gateway.client.post("/start", content=content, headers=headers)
+
+    held = asyncio.Event()
+    first = asyncio.create_task(post(slow(), {}))
+    await held.wait()
+    refused = await post(b" " * 60_000, AUTHORIZED)
+    assert (refused.status_code, refused.json()["code"]) == (503, "TOO_MANY_BODIES")
+    assert refused.headers["Retry-After"] == "1"
+    assert (await post(b" " * 30_000, {})).status_code == 401
+    more.set()
+    assert (await first).status_code == 401
+    # Of a request that goes on nothing is on its way any more.
+    headers = AUTHORIZED | {"Content-Type": "application/json"}
+    waiting = asyncio.create_task(post(b"{}" + b" " * 60_000, headers))
+    await until(lambda: gateway.services.sessions.demand.unmet(("calls", "demo")).waiting == 1)
+    assert (await post(b" " * 60_000, {})).status_code == 401
+    here.pods(1)
+    assert (await waiting).status_code == 200
+
+
 async def test_every_error_has_one_shape(here: World) -> None:
     client = (await here.gateway()).client
     for answer, status in ((await client.get("/nowhere"), 404), (await client.get("/start"), 405)):
@@ -159,6 +195,24 @@ async def test_health_has_the_first_systems_shape(here: World) -> None:
         "stats": {"totalSpawned": 3, "totalAssigned": 0},
         "capacity": {"current": 3, "max": 50, "available": 47},
     }
+
+
+async def test_a_pool_that_goes_while_the_callers_rights_are_looked_up_is_left_out(
+    here: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here.pool()
+    here.kube.put(POOLS, pool_object("other"))
+    gateway = await here.gateway()
+
+    async def allows(*_: Any) -> bool:
+        gateway.services.view.pool_gone("calls", "other")
+        return True
+
+    monkeypatch.setattr(Listed, "allows", allows)
+    listed = await gateway.client.get("/v1/organizations/calls/services", headers=AUTHORIZED)
+    assert [one["name"] for one in listed.json()["services"]] == ["demo"]
+    gateway.services.view.pool_seen(dataclasses.replace(gateway.services.view.pools["calls", "demo"], name="other"))
+    assert (await gateway.client.get("/api/health")).json()["capacity"]["max"] == 50
 
 
 async def test_probes_metrics_and_the_document_are_served(here: World) -> None:

@@ -27,8 +27,12 @@ class Twirp:
     def __init__(self) -> None:
         self.rooms = [livekit_api.Room(name="talk", sid="RM_1", creation_time=1_700_000_000)]
         self.broken = False
+        self.foreign = False
+        """Something else has its address, and says 200 to everything."""
 
     async def answer(self, request: web.Request) -> web.Response:
+        if self.foreign:
+            return web.Response(text="<html>Welcome!</html>", content_type="text/html")
         if self.broken:
             return web.json_response({"code": "internal", "msg": "broken"}, status=500)
         method = request.match_info["method"]
@@ -120,6 +124,21 @@ async def test_a_server_that_accepts_and_never_answers_is_not_waited_for(server:
             with pytest.raises(LiveKitUnavailable, match="TimeoutError"):
                 async with asyncio.timeout(5):
                     await ask()
+
+
+async def test_a_server_that_is_none_of_livekits_is_unavailable_to_every_question(
+    rooms: LiveKitRooms, server: LiveKitServer, twirp: Twirp
+) -> None:
+    twirp.foreign = True
+    for question in (
+        rooms.create(server, "talk", empty_timeout_seconds=5),
+        rooms.find(server, "talk"),
+        rooms.callers(server, "talk"),
+        rooms.delete(server, "talk"),
+        rooms.has(server, "talk", "x"),
+    ):
+        with pytest.raises(LiveKitUnavailable, match="DecodeError"):
+            await question
 
 
 @pytest.mark.parametrize("kind", ["standard", "agent"])

@@ -55,6 +55,12 @@ def test_a_session_without_a_summary_was_dropped_and_says_why(changes: dict[str,
     assert record.summary is None
 
 
+def test_a_session_that_never_came_to_its_agent_says_so_and_has_no_summary() -> None:
+    record = session_record(ended(0, 5, deleting=True, message=None, end_reason="Completed"))
+    assert (record.state, record.completion_status, record.reason) == ("ended", "failed", "undelivered")
+    assert (record.end_state, record.summary) == ("agent_start_timeout", None)
+
+
 @pytest.mark.parametrize(
     "message",
     [

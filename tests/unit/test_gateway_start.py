@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
@@ -11,18 +12,21 @@ from typing import Any
 
 import jwt
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from tests.unit.facts import pool
 from tests.unit.fakes import NAMESPACE, POOL, Agents, FakeKube, FakeRooms, pod_status, secret_object
 from tests.unit.gateways import API_KEY, AUTHORIZED, LIVEKIT_SECRET, Gateway, World, until, world, write_files
 from tests.unit.virtual_time import in_virtual_time
 
 from voicepool.binding import DELIVERY_DEADLINE_SECONDS
+from voicepool.gateway import assignments, livekit, patience
 from voicepool.gateway import deliverer as deliverer_module
-from voicepool.gateway import patience
+from voicepool.gateway.assignments import MAX_BODY_BYTES, MAX_ORDER_BYTES, Assignment, Signer
 from voicepool.gateway.errors import NoWarmAgent
 from voicepool.gateway.livekit import LiveKitServers
 from voicepool.gateway.requests import StartRequest
 from voicepool.kube.api import PODS, POOLS, SECRETS, Forbidden, KubeApiError, ServerFault, TooManyRequests, Unreachable
+from voicepool_agent.assignments import MAX_ORDER_BYTES as READ_BY_AN_AGENT
 
 LABEL = "voicepool.dev/session"
 
@@ -79,6 +83,15 @@ async def test_an_agents_token_is_refused_by_livekit_from_the_assignments_expiry
     assert token["video"]["agent"] is True
     # LiveKit's server goes on accepting for 60 seconds.
     assert token["exp"] + 60 <= order["exp"]
+
+
+async def test_an_agent_is_told_the_duration_after_which_kubernetes_ends_its_session(here: World) -> None:
+    here.pool(session={"maxDurationSeconds": 900})
+    (name,) = here.pods(1)
+    await (await here.gateway()).start()
+    (claims,) = here.agents.of(name).claims
+    assert claims["maxDurationSeconds"] == 900
+    assert here.kube.pod(name)["spec"]["activeDeadlineSeconds"] >= 900
 
 
 async def test_two_gateways_and_one_pod_give_one_winner(here: World) -> None:
@@ -263,6 +276,34 @@ async def test_the_same_idempotency_key_through_two_gateways_gets_one_agent(here
     assert len(here.kube.bound()) == 1
 
 
+@pytest.mark.parametrize("key", ["", "  "])
+@pytest.mark.parametrize("path", ["/start", "/v1/public/demo/start", "/api/session/start", "/v1/demo/livekit/token"])
+async def test_an_empty_idempotency_key_is_none(here: World, path: str, key: str) -> None:
+    here.pool()
+    here.pods(2)
+    client = (await here.gateway()).client
+    headers = AUTHORIZED | {"Idempotency-Key": key}
+    for _ in range(2):
+        assert (await client.post(path, headers=headers)).is_success
+    assert len({pod["metadata"]["labels"][LABEL] for pod in here.kube.bound()}) == 2
+    assert len(set(here.rooms.made)) == 2
+
+
+async def test_a_start_that_comes_while_that_of_a_caller_who_has_gone_is_stopped_gets_its_agent(here: World) -> None:
+    here.pool()
+    sessions = (await here.gateway()).services.sessions
+    request = StartRequest(NAMESPACE, POOL, "once", keyed=True)
+    gone = asyncio.create_task(sessions.start(request))
+    await until(lambda: sessions.in_flight((NAMESPACE, POOL), "once"))
+    gone.cancel()
+    again = asyncio.create_task(sessions.start(request))
+    await asyncio.gather(gone, return_exceptions=True)
+    await asyncio.sleep(0.05)
+    assert sessions.in_flight((NAMESPACE, POOL), "once")
+    (name,) = here.pods(1)
+    assert (await again).pod.name == name
+
+
 async def test_an_ended_session_does_not_get_a_second_agent(here: World) -> None:
     here.pool()
     (_name, _) = here.pods(2)
@@ -437,6 +478,44 @@ async def test_a_livekit_secret_that_cannot_be_read_for_a_moment_is_used_as_it_w
     assert not here.kube.before["get"]
 
 
+async def never(*_: Any) -> Any:
+    """An answer that does not come."""
+    await asyncio.Event().wait()
+
+
+async def test_a_livekit_secret_that_is_never_answered_takes_no_longer_than_the_start(
+    here: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here.pool(livekit={"secretName": "own"})
+    here.pods(1)
+    gateway = await here.gateway(start_deadline_seconds=0.2)
+    monkeypatch.setattr(here.kube, "get", never)
+    async with asyncio.timeout(3):
+        assert (await gateway.start()).json()["code"] == "DEADLINE_PASSED"
+
+
+async def test_a_livekit_secret_that_is_known_and_takes_too_long_is_used_as_it_was_and_not_waited_for_each_time(
+    here: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(livekit, "_READ_SECONDS", 0.2)
+    here.pool(livekit={"secretName": "own"})
+    here.kube.put(SECRETS, secret_object("own", url="ws://own.example", api_key="own", api_secret=LIVEKIT_SECRET))
+    here.pods(3)
+    gateway = await here.gateway(secret_cache_seconds=0.0)
+    assert (await gateway.start()).status_code == 200
+    asked = []
+
+    async def silent(*which: Any) -> Any:
+        asked.append(which)
+        await never()
+
+    monkeypatch.setattr(here.kube, "get", silent)
+    async with asyncio.timeout(5):
+        for _ in range(2):
+            assert (await gateway.start()).status_code == 200
+    assert len(asked) == 1
+
+
 async def test_a_cold_start_makes_one_pod_for_this_caller_and_says_so(here: World) -> None:
     here.pool(onEmpty={"policy": "ColdStart"})
     gateway = await here.gateway()
@@ -564,6 +643,53 @@ async def test_a_bind_that_took_too_long_is_not_delivered_and_the_next_pod_gets_
     assert len([agent for agent in here.agents.all() if agent.claims]) == 1
     await gateway.services.sessions.settled()
     assert [pod["metadata"]["name"] for pod in here.kube.pods()] == [answer.json()["agent"]["pod"]]
+
+
+@pytest.mark.parametrize(
+    "body",
+    ['"%s"' % ("я" * 500_000), '"%s"' % (r"\u044f" * 170_000), r'"\ud800"', f"[{','.join(['1e15'] * 200_000)}]"],
+    ids=["Cyrillic", "escaped", "half a character", "what grows most"],
+)
+async def test_a_body_of_any_kind_within_the_limit_comes_to_the_bot_as_it_was(here: World, body: str) -> None:
+    here.pool()
+    (name,) = here.pods(1)
+    headers = AUTHORIZED | {"Content-Type": "application/json"}
+    client = (await here.gateway()).client
+    answer = await client.post("/start", content=f'{{"body":{body}}}'.encode(), headers=headers)
+    assert answer.status_code == 200, answer.text
+    (claims,) = here.agents.of(name).claims
+    assert claims["body"] == json.loads(body)
+
+
+async def test_a_body_that_no_agent_would_read_is_refused_before_any_pod_is_taken(here: World) -> None:
+    here.pool()
+    here.pods(1)
+    gateway = await here.gateway(max_body_bytes=MAX_ORDER_BYTES)
+    answer = await gateway.start(body="x" * MAX_BODY_BYTES)
+    assert (answer.status_code, answer.json()["code"]) == (413, "BODY_TOO_LARGE")
+    assert str(MAX_BODY_BYTES) in answer.json()["detail"]
+    assert not here.kube.bound()
+
+
+def test_what_is_let_through_is_what_an_agent_reads() -> None:
+    assert MAX_ORDER_BYTES == READ_BY_AN_AGENT
+    longest = "ы" * ((MAX_BODY_BYTES - 2) // 2)
+    assignments.require_deliverable(longest)
+    name = "x" * 253
+    said = Assignment(name, f"{name}/{name}", name * 3, f"wss://{name}", "x" * 2000, longest, 7200, "x" * 255)
+    signer = Signer(Ed25519PrivateKey.generate(), lambda: datetime.now(UTC))
+    assert len(signer.assignment("uid", said, expires_at=datetime.now(UTC))) <= READ_BY_AN_AGENT
+
+
+async def test_an_agent_that_finds_a_body_too_large_is_not_followed_by_others(here: World) -> None:
+    here.pool()
+    here.pods(3)
+    here.agents.refuse_next = [(413, "TOO_LARGE")] * 3
+    gateway = await here.gateway()
+    answer = await gateway.start()
+    assert (answer.status_code, answer.json()["code"]) == (413, "BODY_TOO_LARGE")
+    await gateway.services.sessions.settled()
+    assert len(here.kube.pods()) == 2
 
 
 def outcomes(gateway: Gateway, outcome: str) -> float | None:

@@ -13,10 +13,12 @@ from typing import Any
 import aiohttp
 import pytest
 from tests.unit.fakes import FakeLog
-from tests.unit.gateways import AUTHORIZED, SCOPED_KEY, Gateway, World, until, world
+from tests.unit.gateways import API_KEY, AUTHORIZED, SCOPED_KEY, Gateway, World, hashed, until, world
 from tests.unit.loopback import served
 
+from voicepool.gateway.auth import Caller
 from voicepool.gateway.changes import MAX_PENDING, Changes, FellBehind
+from voicepool.gateway.errors import ClusterUnavailable, GatewayError, Unauthenticated
 from voicepool.gateway.streams import HEARTBEAT, with_heartbeats
 from voicepool.kube.api import PODS, Forbidden, NotFound, Unreachable
 from voicepool.model import PodFact
@@ -286,10 +288,76 @@ async def test_heartbeats_stand_between_events_and_the_source_is_closed_at_the_e
         finally:
             closed.set()
 
-    stream = with_heartbeats(source(), 0.01, asyncio.Event())
+    async def still_may() -> bool:
+        return True
+
+    stream = with_heartbeats(source(), 0.01, asyncio.Event(), still_may)
     assert [await anext(stream), await anext(stream), await anext(stream)] == [b"one", HEARTBEAT, HEARTBEAT]
     await stream.aclose()
     assert closed.is_set()
+
+
+@pytest.mark.parametrize("withdrawn", ["the key", "the pool"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/agents/demo/sessions/{}/logs?follow=true",
+        "/api/session/{}/logs?follow=true",
+        "/v1/agents/demo/sessions/{}/events",
+        "/v1/agents/demo/events",
+    ],
+)
+async def test_a_stream_ends_when_its_credential_is_withdrawn_however_much_it_has_to_say(
+    here: World, path: str, withdrawn: str
+) -> None:
+    gateway = await here.gateway(heartbeat_seconds=0.1)
+    session, _, log = await started(here, gateway)
+
+    async def talk() -> None:
+        while True:
+            log.write("on and on")
+            await asyncio.sleep(0.01)
+
+    talking = asyncio.create_task(talk())
+    async with served(gateway) as address, reading(address, path.format(session)) as it:
+        assert await it.next() is not None
+        await asyncio.sleep(0.3)
+        assert not it.answer.content.at_eof()
+        key = here.folder / "keys" / "everything"
+        if withdrawn == "the key":
+            key.unlink()
+        else:
+            key.write_text(f"{hashed(API_KEY)} pools=calls/other")
+        async with asyncio.timeout(5):
+            assert "end" not in [event.name for event in await it.rest()]
+    talking.cancel()
+    await until(lambda: not log.readers)
+
+
+async def test_a_stream_goes_on_while_nobody_can_say_whether_its_credential_is_still_good(
+    here: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gateway = await here.gateway(heartbeat_seconds=0.02)
+    session, _, log = await started(here, gateway)
+    asked = 0
+    says: type[GatewayError] = ClusterUnavailable
+
+    async def authenticate(**_: Any) -> Caller:
+        nonlocal asked
+        asked += 1
+        raise says("The API server does not say.")
+
+    path = f"/v1/agents/demo/sessions/{session}/logs?follow=true"
+    async with served(gateway) as address, reading(address, path) as it:
+        monkeypatch.setattr(gateway.services.access, "authenticate", authenticate)
+        await until(lambda: asked > 3)
+        log.write("still here")
+        event = await it.next()
+        assert event is not None
+        assert event.data["log"] == "still here"
+        says = Unauthenticated
+        async with asyncio.timeout(5):
+            assert await it.rest() == []
 
 
 async def test_a_gateway_that_ends_ends_its_streams_and_their_clients_know_that_there_is_more(here: World) -> None:

@@ -28,6 +28,7 @@ VoicepoolError
         +-- TooManyStreams       429 TOO_MANY_STREAMS
         +-- QueueFull            429 QUEUE_FULL
         +-- NoWarmAgent          503 (429 where no pool queues) NO_WARM_AGENT
+        +-- TooManyBodies        503 TOO_MANY_BODIES
         +-- AgentsRefused        503 AGENTS_REFUSED
         +-- AgentUnreachable     503 AGENT_UNREACHABLE
         +-- IssuerUnavailable    503 ISSUER_UNAVAILABLE
@@ -235,6 +236,10 @@ class NoWarmAgent(TryAgainLater):
     what_to_do = "try again after retry_after_seconds, or keep more agents warm; the pool's conditions say why none is."
 
 
+class TooManyBodies(TryAgainLater):
+    """The bodies that are on their way to the gateway are as many bytes as it holds."""
+
+
 class AgentsRefused(TryAgainLater):
     """Several agents in a row did not take the session."""
 
@@ -293,6 +298,7 @@ BY_CODE: Mapping[str, type[Refused]] = {
     "TOO_MANY_STREAMS": TooManyStreams,
     "QUEUE_FULL": QueueFull,
     "NO_WARM_AGENT": NoWarmAgent,
+    "TOO_MANY_BODIES": TooManyBodies,
     "AGENTS_REFUSED": AgentsRefused,
     "AGENT_UNREACHABLE": AgentUnreachable,
     "ISSUER_UNAVAILABLE": IssuerUnavailable,

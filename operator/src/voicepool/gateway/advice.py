@@ -60,10 +60,13 @@ class Advisor:
         pods = list(self._view.pods(key))
         live = [pod for pod in pods if is_live(pod)]
         now = self._now()
+        headroom, deadline_seconds = pool.spec.headroom, pool.spec.startup.deadline_seconds
         return Advice(
             at=now,
             pool=pool,
-            recommendation=recommend(pool.spec.headroom, pods, now, unmet) if pool.spec.headroom else None,
+            recommendation=recommend(headroom, pods, now, unmet, deadline_seconds=deadline_seconds)
+            if headroom
+            else None,
             warm=sum(is_candidate(pod) for pod in live),
             starting=sum(_is_starting(pod) for pod in live),
             bound=sum(pod.state is BindState.BOUND for pod in live),

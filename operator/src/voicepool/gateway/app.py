@@ -43,7 +43,10 @@ def create_app(services: Services) -> FastAPI:
     app.include_router(bot_routes.router)
     app.include_router(routes.probes)
     app.add_middleware(
-        BodyLimit, max_bytes=services.options.max_body_bytes, timeout_seconds=services.options.body_timeout_seconds
+        BodyLimit,
+        max_bytes=services.options.max_body_bytes,
+        max_buffered_bytes=services.options.max_buffered_bytes,
+        timeout_seconds=services.options.body_timeout_seconds,
     )
     if services.options.web_client:
         web_client.mount(app)

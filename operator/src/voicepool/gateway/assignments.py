@@ -5,6 +5,7 @@ Compact JWTs, alg EdDSA, for one pod (audience = pod uid), used once (``jti``), 
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,7 +17,13 @@ import jwt
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
+from voicepool.gateway.errors import BodyTooLarge
+
 ISSUER = "voicepool-gateway"
+MAX_ORDER_BYTES = 6 * 1024 * 1024
+"""What an agent reads of an order: the constant of the same name in ``agent-image/src/voicepool_agent/assignments.py``."""
+MAX_BODY_BYTES = (MAX_ORDER_BYTES - 64 * 1024) // 4 * 3
+"""Of a caller's body as it is signed: base64 makes it a third larger, and 64 KB are left for everything else that an order says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +36,8 @@ class Assignment:
     url: str
     token: str = field(repr=False)
     body: Any = field(repr=False)
+    max_duration_seconds: int
+    """That of the bind, so that the agent ends the session before Kubernetes does."""
     traceparent: str | None = None
 
 
@@ -85,6 +94,7 @@ class Signer:
             "url": assignment.url,
             "token": assignment.token,
             "body": assignment.body,
+            "maxDurationSeconds": assignment.max_duration_seconds,
         }
         if assignment.traceparent:
             claims["traceparent"] = assignment.traceparent
@@ -107,4 +117,22 @@ class Signer:
             "exp": expires_at.timestamp(),
             "jti": str(uuid.uuid4()),
         }
-        return jwt.encode(claims | envelope, self._key, algorithm="EdDSA")
+        return jwt.api_jws.encode(_json(claims | envelope), self._key, algorithm="EdDSA")
+
+
+def require_deliverable(body: Any) -> None:
+    """Refuse a body that no agent would read; as JSON it may have become larger than it came.
+
+    Raises:
+        BodyTooLarge: it is over `MAX_BODY_BYTES`.
+    """
+    size = len(_json(body))
+    if size > MAX_BODY_BYTES:
+        raise BodyTooLarge(
+            f"The bot's body has {size} bytes as compact JSON, where an agent is sent at most {MAX_BODY_BYTES}."
+        )
+
+
+def _json(value: Any) -> bytes:
+    # Not escaped, as PyJWT would have it: most of the world's letters would be three times as long. Half a character is carried as it came.
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode(errors="surrogatepass")

@@ -28,7 +28,7 @@ async def in_session(
     request: Request, services: Injected, caller: Authenticated, session_id: str, path: str
 ) -> Response:
     """Have the bot of a session answer, whichever pool it is of."""
-    keys = await caller.usable(services.view.pools)
+    keys = await caller.usable(services.view.pools_with_pods())
     return await _pass_on(request, services, keys, session_id, path, segments=3)
 
 

@@ -82,7 +82,9 @@ class Chooser:
 
         Raises:
             NotAllowed: it is not the caller's.
+            PoolNotFound: nothing can have this name.
         """
+        require_possible(key)
         await caller.require(*key)
         return Choice(key[0], (key[1],), key[1])
 
@@ -110,6 +112,7 @@ class Chooser:
         """
         keys = list(dict.fromkeys(self.key(name) for name in names))
         for key in keys:
+            require_possible(key)
             await caller.require(*key)
         if len({namespace for namespace, _ in keys}) > 1:
             raise BadRequest(

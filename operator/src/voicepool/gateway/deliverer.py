@@ -20,7 +20,7 @@ from voicepool.gateway.errors import LiveKitUnavailable
 from voicepool.gateway.livekit import LiveKitServer, Rooms, agent_identity, agent_token
 from voicepool.gateway.options import GatewayOptions
 from voicepool.gateway.requests import Hold, StartRequest, words
-from voicepool.model import PodFact
+from voicepool.model import PodFact, PoolFact
 
 log = logging.getLogger("voicepool.gateway")
 
@@ -68,23 +68,27 @@ class Deliverer:
         self._options = options
         self._now = now
 
-    def prepare(self, errand: Errand, pod: PodFact, request: StartRequest, server: LiveKitServer) -> None:
+    def prepare(
+        self, errand: Errand, pod: PodFact, pool: PoolFact, request: StartRequest, server: LiveKitServer
+    ) -> None:
         """Write the assignment of a pod that is not bound yet, and connect to its agent."""
-        errand.letter = self._letter(pod, request, server)
+        errand.letter = self._letter(pod, pool, request, server)
         errand.call = self._courier.call(pod, errand.letter.order)
 
-    def _letter(self, pod: PodFact, request: StartRequest, server: LiveKitServer) -> Letter:
+    def _letter(self, pod: PodFact, pool: PoolFact, request: StartRequest, server: LiveKitServer) -> Letter:
         # The agent goes on with the request's trace.
         now = self._now()
         expires_at = min(now + timedelta(seconds=self._options.assignment_seconds), last_delivery(pod, now))
-        return Letter(self._order(pod, request, server, expires_at), expires_at)
+        return Letter(self._order(pod, pool, request, server, expires_at), expires_at)
 
     def _is_fresh(self, letter: Letter, pod: PodFact) -> bool:
         """Whether a letter that was written before the bind leaves the agent as good as all of its time, and no more than the bind allows."""
         left = (letter.expires_at - self._now()).total_seconds()
         return left > self._options.assignment_seconds / 2 and letter.expires_at <= last_delivery(pod, self._now())
 
-    async def deliver(self, hold: Hold, request: StartRequest, server: LiveKitServer, errand: Errand) -> str | None:
+    async def deliver(
+        self, hold: Hold, pool: PoolFact, request: StartRequest, server: LiveKitServer, errand: Errand
+    ) -> str | None:
         """Bring the assignment to the agent; None when it was accepted, else why it certainly was not.
 
         When no answer comes, the agent is asked until the assignment has expired, and is brought it again if it says that it is parked (the same
@@ -92,7 +96,7 @@ class Deliverer:
         """
         letter, call = errand.letter, errand.call
         if letter is None or not self._is_fresh(letter, hold.pod):
-            letter, call = self._letter(hold.pod, request, server), None
+            letter, call = self._letter(hold.pod, pool, request, server), None
         expires_at = letter.expires_at
         if expires_at <= self._now():
             # The API server took so long with the bind that nothing may be sent any more.
@@ -127,7 +131,7 @@ class Deliverer:
                     return "ENDING"
                 if status is not None and status.state == "parked" and left > self._options.status_interval_seconds:
                     # A letter is good for once.
-                    bringing = self._courier.bind(hold.pod, self._order(hold.pod, request, server, expires_at))
+                    bringing = self._courier.bind(hold.pod, self._order(hold.pod, pool, request, server, expires_at))
                     break
                 await asyncio.sleep(min(self._options.status_interval_seconds, max(0.0, left)))
             else:
@@ -144,7 +148,9 @@ class Deliverer:
             present = False
         return None if present else "TIMED_OUT"
 
-    def _order(self, pod: PodFact, request: StartRequest, server: LiveKitServer, expires_at: datetime) -> str:
+    def _order(
+        self, pod: PodFact, pool: PoolFact, request: StartRequest, server: LiveKitServer, expires_at: datetime
+    ) -> str:
         ttl_seconds = (expires_at - self._now()).total_seconds() - self._options.livekit_token_leeway_seconds
         token = agent_token(
             server, room=request.room, identity=agent_identity(request.session_id), ttl_seconds=ttl_seconds
@@ -156,6 +162,7 @@ class Deliverer:
             url=server.url,
             token=token,
             body=request.body,
+            max_duration_seconds=pool.spec.session.max_duration_seconds,
             traceparent=request.span.traceparent,
         )
         return self._signer.assignment(pod.uid, assignment, expires_at=expires_at)

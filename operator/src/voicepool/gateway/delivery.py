@@ -7,6 +7,7 @@ order left, and everything else is `Unknown`: the agent may have taken the sessi
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass
@@ -128,10 +129,16 @@ class Courier:
         return await self._status(pod, query, seconds + self._status_timeout_seconds)
 
     async def _order(self, pod: PodFact, path: str, order: str) -> Outcome:
-        return await self._post(pod, path, len(order), self._bind_timeout_seconds, order.encode())
+        # As a file, which is written in pieces: an order may have megabytes.
+        return await self._post(pod, path, len(order), self._bind_timeout_seconds, io.BytesIO(order.encode()))
 
     async def _post(
-        self, pod: PodFact, path: str, length: int, timeout_seconds: float | None, order: bytes | AsyncIterator[bytes]
+        self,
+        pod: PodFact,
+        path: str,
+        length: int,
+        timeout_seconds: float | None,
+        order: io.BytesIO | AsyncIterator[bytes],
     ) -> Outcome:
         timeout = aiohttp.ClientTimeout(total=timeout_seconds, sock_connect=self._bind_timeout_seconds * 0.75)
         headers = {"Content-Type": "application/jwt", "Content-Length": str(length)}

@@ -22,6 +22,7 @@ GatewayError
 +-- TooManyStreams       429 TOO_MANY_STREAMS
 +-- QueueFull            429 QUEUE_FULL
 +-- NoWarmAgent          503 (429 where no pool queues) NO_WARM_AGENT
++-- TooManyBodies        503 TOO_MANY_BODIES
 +-- AgentsRefused        503 AGENTS_REFUSED
 +-- AgentUnreachable     503 AGENT_UNREACHABLE
 +-- IssuerUnavailable    503 ISSUER_UNAVAILABLE
@@ -151,7 +152,7 @@ class BodyTimeout(GatewayError):
 
 
 class BodyTooLarge(GatewayError):
-    """The request's body is over the limit; the rest of it was not read."""
+    """The request's body is over the limit, and the rest of it was not read; or what an agent would be sent of it is over the agent's."""
 
     status, code, error = 413, "BODY_TOO_LARGE", "Request body too large"
 
@@ -197,6 +198,12 @@ class NoWarmAgent(GatewayError):
 
     status, code, error = 503, "NO_WARM_AGENT", "No warm agent"
     other_statuses = (429,)
+
+
+class TooManyBodies(GatewayError):
+    """The bodies that are on their way to the gateway are as many bytes as it holds."""
+
+    status, code, error = 503, "TOO_MANY_BODIES", "Too many request bodies"
 
 
 class AgentsRefused(GatewayError):

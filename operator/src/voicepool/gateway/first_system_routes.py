@@ -52,6 +52,7 @@ class FirstSystemLog(BaseModel):
 
 @router.get("/{session_id}/logs", response_model=FirstSystemLog, responses=OF_A_LOG)
 async def session_logs(
+    request: Request,
     services: Injected,
     caller: Authenticated,
     session_id: str,
@@ -60,11 +61,12 @@ async def session_logs(
     last_event_id: LastEventId = None,
 ) -> FirstSystemLog | Response:
     """What a session's agent has written, in whichever pool of the caller's it is."""
-    keys = await caller.usable(services.view.pools)
+    services.require_synced()
+    keys = await caller.usable(services.view.pools_with_pods())
     pods = await carrier_among(services, keys, session_id)
     if len({(pod.namespace, pod.pool) for pod in pods}) > 1:
         raise BadRequest(f"Several pools have a session {session_id}; name one: /v1/agents/<pool>/sessions/...")
     if follow:
-        return await followed_log(services, pods[0], tail, last_event_id)
+        return await followed_log(request, services, pods[0], tail, last_event_id)
     lines = await services.logs.tail(pods[0], tail)
     return FirstSystemLog(sessionId=session_id, logs=[line.log for line in lines])

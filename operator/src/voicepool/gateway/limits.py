@@ -1,4 +1,4 @@
-"""Reads a request's body before anything else sees the request, up to a limit in bytes and in time."""
+"""Reads a request's body before anything else sees the request, up to a limit in bytes and in time, and of all bodies together in bytes."""
 
 from __future__ import annotations
 
@@ -6,21 +6,25 @@ import asyncio
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from voicepool.gateway.errors import BodyTimeout, BodyTooLarge, GatewayError, error_response
+from voicepool.gateway.errors import BodyTimeout, BodyTooLarge, GatewayError, TooManyBodies, error_response
+
+_FULL_RETRY_SECONDS = 1.0
 
 
 class BodyLimit:
-    """ASGI middleware that answers 413 to a body over the limit, as soon as that is known.
+    """ASGI middleware that answers 413 to a body over the limit, as soon as that is known, and 503 where all bodies together are too much.
 
     Args:
         app: what comes after.
         max_bytes: the largest body.
+        max_buffered_bytes: of all bodies that have come, in part or whole, and that nothing has asked for yet.
         timeout_seconds: how long a body may take to arrive.
     """
 
-    def __init__(self, app: ASGIApp, *, max_bytes: int, timeout_seconds: float) -> None:
+    def __init__(self, app: ASGIApp, *, max_bytes: int, max_buffered_bytes: int, timeout_seconds: float) -> None:
         self._app = app
         self._max_bytes = max_bytes
+        self._free_bytes = max_buffered_bytes
         self._timeout_seconds = timeout_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -28,47 +32,60 @@ class BodyLimit:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        body = bytearray()
         try:
-            async with asyncio.timeout(self._timeout_seconds):
-                body = await self._body(scope, receive)
-        except TimeoutError:
-            await self._refuse(
-                BodyTimeout(f"The body did not arrive within {self._timeout_seconds:g} s."), scope, receive, send
-            )
-            return
-        except BodyTooLarge as error:
-            await self._refuse(error, scope, receive, send)
-            return
-        if body is None:
-            return
-        replayed = False
+            try:
+                async with asyncio.timeout(self._timeout_seconds):
+                    complete = await self._collect(scope, receive, body)
+            except TimeoutError:
+                error = BodyTimeout(f"The body did not arrive within {self._timeout_seconds:g} s.")
+                await self._refuse(error, scope, receive, send)
+                return
+            except (BodyTooLarge, TooManyBodies) as error:
+                await self._refuse(error, scope, receive, send)
+                return
+            if not complete:
+                return
+            replayed = False
 
-        async def replay() -> Message:
-            nonlocal replayed
-            if not replayed:
+            async def replay() -> Message:
+                nonlocal replayed
+                if replayed:
+                    return await receive()
                 replayed = True
-                return {"type": "http.request", "body": body, "more_body": False}
-            return await receive()
+                whole = bytes(body)
+                self._release(body)
+                return {"type": "http.request", "body": whole, "more_body": False}
 
-        await self._app(scope, replay, send)
+            await self._app(scope, replay, send)
+        finally:
+            self._release(body)
 
-    async def _body(self, scope: Scope, receive: Receive) -> bytes | None:
-        """The whole body; None when the client went away before it was complete."""
+    async def _collect(self, scope: Scope, receive: Receive, body: bytearray) -> bool:
+        """Put a body together; False when the client went away before it was complete."""
         for name, value in scope["headers"]:
             if name == b"content-length" and value.isdigit() and int(value) > self._max_bytes:
                 raise self._too_large()
-        chunks: list[bytes] = []
-        size = 0
         while True:
             message = await receive()
             if message["type"] == "http.disconnect":
-                return None
-            chunks.append(message.get("body", b""))
-            size += len(chunks[-1])
-            if size > self._max_bytes:
+                return False
+            chunk = message.get("body", b"")
+            if len(body) + len(chunk) > self._max_bytes:
                 raise self._too_large()
+            if len(chunk) > self._free_bytes:
+                raise TooManyBodies(
+                    "The gateway holds as many bytes of requests that are on their way as it may; try again in a moment.",
+                    retry_after_seconds=_FULL_RETRY_SECONDS,
+                )
+            self._free_bytes -= len(chunk)
+            body += chunk
             if not message.get("more_body", False):
-                return b"".join(chunks)
+                return True
+
+    def _release(self, body: bytearray) -> None:
+        self._free_bytes += len(body)
+        body.clear()
 
     def _too_large(self) -> BodyTooLarge:
         return BodyTooLarge(f"The body is larger than {self._max_bytes} bytes.")

@@ -20,6 +20,7 @@ from typing import Any, Literal, Protocol, TypeVar
 
 import aiohttp
 import jwt
+from google.protobuf.message import DecodeError
 from livekit import api as livekit_api
 
 from voicepool.gateway.errors import LiveKitUnavailable
@@ -40,6 +41,10 @@ T = TypeVar("T")
 _KEYS = ("url", "api-key", "api-secret")
 
 _UNREADABLE_SECONDS = 5.0
+_READ_SECONDS = 5.0
+"""How long a Secret may take to be read: a caller waits, and the one that was read before is as good as ever."""
+_NO_ANSWER = (aiohttp.ClientError, TimeoutError, DecodeError)
+"""A server that does not answer, or whose answer is not LiveKit's: something else has its address."""
 
 _Kind = Literal["standard", "agent"]
 """Of a participant, in LiveKit's words."""
@@ -120,7 +125,7 @@ class LiveKitRooms:
         request = livekit_api.CreateRoomRequest(name=room, empty_timeout=empty_timeout_seconds, departure_timeout=20)
         try:
             await self._in_time(self._client(server).room.create_room(request))
-        except (livekit_api.TwirpError, aiohttp.ClientError, TimeoutError) as error:
+        except (livekit_api.TwirpError, *_NO_ANSWER) as error:
             raise _unavailable(server, error) from None
 
     async def has(self, server: LiveKitServer, room: str, identity: str) -> bool:
@@ -132,7 +137,7 @@ class LiveKitRooms:
         try:
             request = livekit_api.ListRoomsRequest(names=[room])
             answer = await self._in_time(self._client(server).room.list_rooms(request))
-        except (livekit_api.TwirpError, aiohttp.ClientError, TimeoutError) as error:
+        except (livekit_api.TwirpError, *_NO_ANSWER) as error:
             raise _unavailable(server, error) from None
         for found in answer.rooms:
             if found.name == room:
@@ -151,7 +156,7 @@ class LiveKitRooms:
             if error.code == "not_found":
                 return False
             raise _unavailable(server, error) from None
-        except (aiohttp.ClientError, TimeoutError) as error:
+        except _NO_ANSWER as error:
             raise _unavailable(server, error) from None
         return True
 
@@ -163,7 +168,7 @@ class LiveKitRooms:
             if error.code == "not_found":
                 return ()
             raise _unavailable(server, error) from None
-        except (aiohttp.ClientError, TimeoutError) as error:
+        except _NO_ANSWER as error:
             raise _unavailable(server, error) from None
         return tuple(answer.participants)
 
@@ -276,16 +281,18 @@ class LiveKitServers:
         if known is not None and self._monotonic() < known[0]:
             return known[1]
         try:
-            secret = await self._kube.get(SECRETS, pool.namespace, name)
+            async with asyncio.timeout(_READ_SECONDS):
+                secret = await self._kube.get(SECRETS, pool.namespace, name)
         except NotFound:
             raise LiveKitUnavailable(
                 f"The Secret {pool.namespace}/{name}, which spec.livekit.secretName of the pool {pool.name} names, does not exist.",
                 code="LIVEKIT_NOT_CONFIGURED",
                 retry_after_seconds=_UNREADABLE_SECONDS,
             ) from None
-        except (Unreachable, ServerFault, TooManyRequests) as error:
+        except (Unreachable, ServerFault, TooManyRequests, TimeoutError) as error:
             if known is not None:
-                # What was true a moment ago is better than nothing.
+                # What was true a moment ago is better than nothing, and not every caller shall wait for as long.
+                self._secrets[key] = (self._monotonic() + _UNREADABLE_SECONDS, known[1])
                 return known[1]
             raise LiveKitUnavailable(
                 f"The Secret {pool.namespace}/{name} of the pool {pool.name} cannot be read now: "

@@ -22,6 +22,8 @@ class GatewayOptions:
     cors_allow_origins: tuple[str, ...] = ()
     """Origins of pages that may call from a browser."""
     max_body_bytes: int = 1024 * 1024
+    max_buffered_bytes: int = 32 * 1024 * 1024
+    """Of all bodies that are on their way in. Whoever sends them is not known yet, and the chart's limit of memory is 256 Mi."""
     body_timeout_seconds: float = 10.0
     start_deadline_seconds: float = 30.0
     """From having a pod in sight to an answer; waiting for a pod (queue, cold start) has its own limits in the pool and comes on top."""
@@ -62,7 +64,7 @@ class GatewayOptions:
     max_streams: int = 64
     """Logs and events that are followed at the same time."""
     heartbeat_seconds: float = 15.0
-    """Proxies close what is silent for longer, most of them after 60 s."""
+    """Proxies close what is silent for longer, most of them after 60 s. As often the credential of a stream is looked at again."""
     stream_stalled_seconds: float = 60.0
     """How long the client of a stream may read nothing."""
     log_timeout_seconds: float = 10.0

@@ -102,8 +102,8 @@ class PoolAnswer(BaseModel):
 
 
 async def _key(caller: Caller, namespace: str, pool: str) -> PoolKey:
-    await caller.require(namespace, pool)
     require_possible((namespace, pool))
+    await caller.require(namespace, pool)
     return (namespace, pool)
 
 
@@ -112,7 +112,9 @@ async def list_pools(services: Injected, caller: Authenticated, namespace: str) 
     """The pools of a namespace."""
     services.require_synced()
     keys = await caller.usable(key for key in sorted(services.view.pools) if key[0] == namespace)
-    return PoolList(services=[_listed(services.view.pools[key]) for key in keys])
+    # One may be gone since it was asked about.
+    pools = (services.view.pools.get(key) for key in keys)
+    return PoolList(services=[_listed(pool) for pool in pools if pool is not None])
 
 
 @router.get("/{pool}", responses=OF_A_POOL)

@@ -118,7 +118,11 @@ def health(view: ClusterView, keys: Iterable[PoolKey]) -> Health:
     """Counts of some pools."""
     warm = assigned = starting = maximum = 0
     for key in keys:
-        maximum += view.pools[key].spec.max_pods
+        pool = view.pools.get(key)
+        if pool is None:
+            # It is gone since its key was looked up.
+            continue
+        maximum += pool.spec.max_pods
         for pod in view.pods(key):
             if is_live(pod):
                 assigned += pod.state is BindState.BOUND

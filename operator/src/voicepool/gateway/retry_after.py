@@ -29,7 +29,7 @@ def retry_after_seconds(pool: PoolFact, pods: Iterable[PodFact], *, waiting: int
         now: by the clock that the pods' times are by.
     """
     pods = list(pods)
-    lead_seconds = lead_time_seconds(pods)
+    lead_seconds = lead_time_seconds(pods, pool.spec.startup.deadline_seconds)
     live = [pod for pod in pods if is_live(pod)]
     unbound = [pod for pod in live if pod.state is BindState.WARM and not pod.deleting]
     due = [

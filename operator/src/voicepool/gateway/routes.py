@@ -15,10 +15,11 @@ from voicepool.gateway.advice import AdviceAnswer
 from voicepool.gateway.auth import ANONYMOUS, Caller
 from voicepool.gateway.choice import Chooser, require_possible
 from voicepool.gateway.document import OF_A_POOL, OF_A_START, STARTING, WITH_KEY
-from voicepool.gateway.errors import NotSynced
+from voicepool.gateway.errors import GatewayError, NotAllowed, NotSynced, Unauthenticated
 from voicepool.gateway.records import Health
 from voicepool.gateway.services import Services
 from voicepool.gateway.starting import IdempotencyKey, Traceparent, choose, start_session
+from voicepool.gateway.streams import StillMay
 from voicepool.gateway.view import PoolKey
 from voicepool.session_api import Session, StartBody
 
@@ -117,6 +118,7 @@ async def start_in_pool(
 @router.get("/metrics/v1/namespaces/{namespace}/pools/{name}", tags=["operation"], responses=OF_A_POOL)
 async def pool_metrics(services: Injected, caller: Authenticated, namespace: str, name: str) -> AdviceAnswer:
     """How many pods a pool should keep warm, and from what that follows: for KEDA's metrics-api trigger, and for people."""
+    require_possible((namespace, name))
     await caller.require(namespace, name)
     services.require_synced()
     return advice.answer(await services.advisor.advise(services.sessions.pool((namespace, name))))
@@ -166,6 +168,22 @@ async def known_pool(services: Services, caller: Caller, name: str) -> PoolKey:
         PoolNotFound: nothing can have this name.
     """
     key = Chooser(services.view, services.options).key(name)
-    await caller.require(*key)
     require_possible(key)
+    await caller.require(*key)
     return key
+
+
+def still_may_use(request: Request, key: PoolKey) -> StillMay:
+    """What says whether a request's credential is still good for a pool, while the answer goes on."""
+
+    async def still_may() -> bool:
+        try:
+            await (await _caller(request)).require(*key)
+        except (Unauthenticated, NotAllowed):
+            return False
+        except GatewayError:
+            # Whoever knows could not be asked: neither yes nor no.
+            return True
+        return True
+
+    return still_may

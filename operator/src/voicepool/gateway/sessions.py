@@ -23,7 +23,7 @@ from typing import Literal
 from voicepool.agents import AgentStatus
 from voicepool.gateway.acquirer import Acquirer
 from voicepool.gateway.allocator import Allocator
-from voicepool.gateway.assignments import Signer
+from voicepool.gateway.assignments import Signer, require_deliverable
 from voicepool.gateway.background import Background
 from voicepool.gateway.binder import Binder
 from voicepool.gateway.cold_starts import ColdStarts
@@ -33,6 +33,7 @@ from voicepool.gateway.demand import Demand
 from voicepool.gateway.errors import (
     AgentsRefused,
     AgentUnreachable,
+    BodyTooLarge,
     ClusterUnavailable,
     DeadlinePassed,
     GatewayError,
@@ -79,6 +80,8 @@ class _Flight:
     """Every caller has gone."""
     waiting: bool = True
     """Nothing is bound yet, so it may simply stop."""
+    stopping: bool = False
+    """It stops, so whoever comes for the same session now needs another one."""
 
 
 class Sessions:
@@ -173,11 +176,10 @@ class Sessions:
         """
         key = (request.keys, request.session_id)
         flight = self._flights.get(key)
-        if flight is None:
+        if flight is None or flight.stopping:
             task = asyncio.create_task(self._fly(request), name=f"start {request.session_id}")
-            flight = _Flight(request, task)
-            self._flights[key] = flight
-            task.add_done_callback(lambda _task: self._flights.pop(key, None))
+            flight = self._flights[key] = _Flight(request, task)
+            task.add_done_callback(lambda _task: self._has_landed(key, task))
         flight.callers += 1
         flight.abandoned = False
         try:
@@ -188,12 +190,18 @@ class Sessions:
                 self._caller_has_gone(flight)
             raise
 
+    def _has_landed(self, key: tuple[tuple[PoolKey, ...], str], task: asyncio.Task[Started]) -> None:
+        flight = self._flights.get(key)
+        if flight is not None and flight.task is task:
+            del self._flights[key]
+
     def _caller_has_gone(self, flight: _Flight) -> None:
         flight.abandoned = True
         if flight.task.done():
             if not flight.task.cancelled() and flight.task.exception() is None:
                 self._end_unclaimed(flight.request, flight.task.result())
         elif flight.waiting:
+            flight.stopping = True
             flight.task.cancel()
         # The outcome is nobody's any more; without this asyncio would report an exception that was never fetched.
         flight.task.add_done_callback(lambda task: None if task.cancelled() else task.exception())
@@ -257,13 +265,13 @@ class Sessions:
 
     async def _attempts(self, flight: _Flight, began: float, hold: list[Hold]) -> Started:
         wanted = flight.request
-        offers = await self._offers(wanted)
-        pools = [offer.pool for offer in offers.values()]
+        require_deliverable(wanted.body)
+        offers: dict[str, _Offer] = {}
         mine: set[str] = set()
         refusals: list[str] = []
         trouble = Trouble()
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + self._options.start_deadline_seconds
+        deadline = began + self._options.start_deadline_seconds
         queued_seconds = 0.0
         conflicts = 0
         again = False
@@ -279,6 +287,9 @@ class Sessions:
             )
 
         try:
+            async with asyncio.timeout_at(deadline):
+                offers |= await self._offers(wanted)
+            pools = [offer.pool for offer in offers.values()]
             while True:
                 flight.waiting = True
                 if flight.abandoned:
@@ -320,7 +331,7 @@ class Sessions:
                             continue
                         since_bind = loop.time()
                         with request.span.child("delivery", pod=bound.name) as step:
-                            refusal = await self._deliverer.deliver(hold[-1], request, server, errand)
+                            refusal = await self._deliverer.deliver(hold[-1], pool, request, server, errand)
                             step.note(outcome=(refusal or "accepted").lower())
                     if refusal is None:
                         hold.clear()
@@ -333,6 +344,9 @@ class Sessions:
                         extra=words(request, bound) | {"code": refusal},
                     )
                     self._background.spawn(self._binder.give_up(hold.pop(), request, for_good=False))
+                    if refusal == "TOO_LARGE":
+                        # The next agent would say the same.
+                        raise BodyTooLarge(f"The body is larger than what an agent of {_named(wanted)} reads.")
                     if len(refusals) >= self._options.max_refusals:
                         raise AgentsRefused(
                             f"{len(refusals)} agents of {_named(wanted)} in a row did not take the session "
@@ -392,7 +406,7 @@ class Sessions:
     async def _prepare(
         self, pod: PodFact, pool: PoolFact, request: StartRequest, server: LiveKitServer, errand: Errand
     ) -> None:
-        self._deliverer.prepare(errand, pod, request, server)
+        self._deliverer.prepare(errand, pod, pool, request, server)
         await self._see_to_room(pool, request, server)
 
     async def _see_to_room(self, pool: PoolFact, request: StartRequest, server: LiveKitServer) -> None:
@@ -450,14 +464,14 @@ class Sessions:
         """
         offers: dict[str, _Offer] = {}
         problems: list[GatewayError] = []
-        for key in request.keys:
-            try:
-                pool = self.pool(key)
-                offers[pool.name] = _Offer(pool, await self._servers.of(pool))
-            except (PoolNotFound, LiveKitUnavailable) as problem:
-                if request.others:
-                    log.warning("a pool is passed over: %s", problem.detail, extra=words(request))
-                problems.append(problem)
+        # Side by side, or each Secret that cannot be read would add its time.
+        for offer in await asyncio.gather(*map(self._offer, request.keys)):
+            if isinstance(offer, _Offer):
+                offers[offer.pool.name] = offer
+                continue
+            if request.others:
+                log.warning("a pool is passed over: %s", offer.detail, extra=words(request))
+            problems.append(offer)
         if not offers:
             first = problems[0]
             raise type(first)(
@@ -466,6 +480,13 @@ class Sessions:
                 retry_after_seconds=first.retry_after_seconds,
             )
         return offers
+
+    async def _offer(self, key: PoolKey) -> _Offer | GatewayError:
+        try:
+            pool = self.pool(key)
+            return _Offer(pool, await self._servers.of(pool))
+        except (PoolNotFound, LiveKitUnavailable) as problem:
+            return problem
 
     # -- the same session, elsewhere -----------------------------------------------------------------------------------------------
 

@@ -29,8 +29,12 @@ def _if_traceparent(value: str | None) -> str | None:
     return value if value and _TRACEPARENT.fullmatch(value) else None
 
 
-IdempotencyKey = Annotated[str | None, Header(max_length=255)]
-"""Names the session: the same key from the same caller again gets the same agent."""
+def _if_any(value: str | None) -> str | None:
+    return value if value and not value.isspace() else None
+
+
+IdempotencyKey = Annotated[str | None, Header(max_length=255), AfterValidator(_if_any)]
+"""Names the session: the same key from the same caller again gets the same agent. An empty one is none, or all who send it would share a session."""
 Traceparent = Annotated[str | None, Header(), AfterValidator(_if_traceparent)]
 """A trace that the caller takes part in (W3C Trace Context). What is none is left out, as that says: it is no reason to refuse anybody."""
 

@@ -8,13 +8,13 @@ import logging
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Query, Response
+from fastapi import APIRouter, Header, Query, Request, Response
 
 from voicepool.gateway.changes import FellBehind, Follower
 from voicepool.gateway.document import OF_A_POOL, OF_A_SESSION, STREAM, events, merged
 from voicepool.gateway.errors import BadRequest, ClusterUnavailable, SessionNotFound
 from voicepool.gateway.live import TOLD, pool_news, states
-from voicepool.gateway.routes import Authenticated, Injected, KeyFirst, known_pool
+from voicepool.gateway.routes import Authenticated, Injected, KeyFirst, known_pool, still_may_use
 from voicepool.gateway.services import Services
 from voicepool.gateway.session_logs import MAX_LINES, is_time
 from voicepool.gateway.session_routes import carrier
@@ -34,6 +34,7 @@ OF_A_LOG = merged(OF_A_SESSION, STREAM, events("log", "end"))
 
 @router.get("/v1/agents/{pool}/sessions/{session_id}/logs", response_model=Log, responses=OF_A_LOG)
 async def session_logs(
+    request: Request,
     services: Injected,
     caller: Authenticated,
     pool: str,
@@ -45,7 +46,7 @@ async def session_logs(
     """What a session's agent has written, also for a while after its end. With `follow`, server-sent events `log`, and `end` at its end."""
     pod = await carrier(services, await known_pool(services, caller, pool), session_id)
     if follow:
-        return await followed_log(services, pod, tail, last_event_id)
+        return await followed_log(request, services, pod, tail, last_event_id)
     return Log(logs=await services.logs.tail(pod, tail))
 
 
@@ -54,16 +55,19 @@ async def session_logs(
     response_class=Response,
     responses=merged(OF_A_SESSION, STREAM, events("session")),
 )
-async def session_events(services: Injected, caller: Authenticated, pool: str, session_id: str) -> Response:
+async def session_events(
+    request: Request, services: Injected, caller: Authenticated, pool: str, session_id: str
+) -> Response:
     """A session's record whenever its state goes on (server-sent events `session`), until it has ended."""
-    known = await carrier(services, await known_pool(services, caller, pool), session_id)
+    key = await known_pool(services, caller, pool)
+    known = await carrier(services, key, session_id)
     async with contextlib.AsyncExitStack() as stack:
         services.streams.enter(stack)
         follower = stack.enter_context(services.changes.follow(lambda pod: pod.uid == known.uid))
         # Looked at again: what has happened since the first look is not told to a follower that was not there yet.
         pod = _as_seen(services, known)
         states_of_session = _events_of_session(services, pod, follower)
-        return services.streams.response(states_of_session, stack.pop_all())
+        return services.streams.response(states_of_session, stack.pop_all(), still_may_use(request, key))
 
 
 @router.get(
@@ -71,7 +75,7 @@ async def session_events(services: Injected, caller: Authenticated, pool: str, s
     response_class=Response,
     responses=merged(OF_A_POOL, STREAM, events("pool", *TOLD.values())),
 )
-async def pool_events(services: Injected, caller: Authenticated, pool: str) -> Response:
+async def pool_events(request: Request, services: Injected, caller: Authenticated, pool: str) -> Response:
     """A pool's counts whenever they change (`pool`), and its sessions: `session.started`, `session.ended`, `session.dropped`."""
     key = await known_pool(services, caller, pool)
     services.require_synced()
@@ -86,13 +90,14 @@ async def pool_events(services: Injected, caller: Authenticated, pool: str) -> R
                     async for name, data in news:
                         yield event(name, data)
 
-        return services.streams.response(news_of_pool(), stack.pop_all())
+        return services.streams.response(news_of_pool(), stack.pop_all(), still_may_use(request, key))
 
 
-async def followed_log(services: Services, pod: PodFact, tail: int, since: str | None) -> Response:
+async def followed_log(request: Request, services: Services, pod: PodFact, tail: int, since: str | None) -> Response:
     """A log as a stream of events.
 
     Args:
+        request: of somebody who may use the pod's pool.
         services: the parts of the gateway.
         pod: carries the session.
         tail: how many of the lines that there are.
@@ -111,7 +116,8 @@ async def followed_log(services: Services, pod: PodFact, tail: int, since: str |
         over = _as_seen(services, pod).finished
         lines = await stack.enter_async_context(services.logs.follow(pod, tail, since))
         log_of_session = _events_of_log(services, pod, lines, follower, over=over)
-        return services.streams.response(log_of_session, stack.pop_all())
+        still_may = still_may_use(request, (pod.namespace, pod.pool))
+        return services.streams.response(log_of_session, stack.pop_all(), still_may)
 
 
 async def _events_of_log(

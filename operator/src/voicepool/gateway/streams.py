@@ -1,15 +1,16 @@
 """Streams of server-sent events that stay open for as long as there is news.
 
 Invariants: nothing is kept for a client that reads slowly: the source is asked for the next event when the last one has gone out, and a client that takes
-nothing for :attr:`~voicepool.gateway.options.GatewayOptions.stream_stalled_seconds` loses its stream; a client that hangs up ends the source at once; the
-gateway's own end waits for no stream; one gateway has a limited number of streams, so that they can never take what starts need.
+nothing for :attr:`~voicepool.gateway.options.GatewayOptions.stream_stalled_seconds` loses its stream; a client that hangs up ends the source at once; one
+whose credential is withdrawn loses its stream at the next look, within :attr:`~voicepool.gateway.options.GatewayOptions.heartbeat_seconds`; the gateway's own
+end waits for no stream; one gateway has a limited number of streams, so that they can never take what starts need.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -24,6 +25,9 @@ log = logging.getLogger("voicepool.gateway")
 
 HEARTBEAT = format_sse_event(comment="")
 """A comment: clients do not see it, and what lies between sees that the stream lives."""
+
+StillMay = Callable[[], Awaitable[bool]]
+"""Whether the client of a stream may still have it."""
 
 
 def event(name: str, data: BaseModel, id: str | None = None) -> bytes:
@@ -61,9 +65,9 @@ class Streams:
         self._open += 1
         stack.callback(self._leave)
 
-    def response(self, events: AsyncGenerator[bytes], stack: AsyncExitStack) -> EventStream:
+    def response(self, events: AsyncGenerator[bytes], stack: AsyncExitStack, still_may: StillMay) -> EventStream:
         """An answer that sends the events as they come; at its end, whatever that is, the source and the stack are closed."""
-        return EventStream(events, stack, self._options, self._stopped)
+        return EventStream(events, stack, self._options, self._stopped, still_may)
 
     def _leave(self) -> None:
         self._open -= 1
@@ -73,9 +77,14 @@ class EventStream(EventSourceResponse):
     """See :meth:`Streams.response`."""
 
     def __init__(
-        self, events: AsyncGenerator[bytes], stack: AsyncExitStack, options: GatewayOptions, stopped: asyncio.Event
+        self,
+        events: AsyncGenerator[bytes],
+        stack: AsyncExitStack,
+        options: GatewayOptions,
+        stopped: asyncio.Event,
+        still_may: StillMay,
     ) -> None:
-        self._source = with_heartbeats(events, options.heartbeat_seconds, stopped)
+        self._source = with_heartbeats(events, options.heartbeat_seconds, stopped, still_may)
         self._stack = stack
         self._stalled_seconds = options.stream_stalled_seconds
         # The second header is nginx's: what it buffers comes late.
@@ -98,17 +107,19 @@ class EventStream(EventSourceResponse):
 
 
 async def with_heartbeats(
-    events: AsyncGenerator[bytes], seconds: float, stopped: asyncio.Event
+    events: AsyncGenerator[bytes], seconds: float, stopped: asyncio.Event, still_may: StillMay
 ) -> AsyncGenerator[bytes]:
-    """The events, and a comment whenever nothing came for so long; until there are no more, or it is stopped."""
+    """The events, and a comment whenever nothing came for so long; until there are no more, it is stopped, or its client may no longer have it."""
     waiting: asyncio.Future[bytes] | None = None
-    stopping = asyncio.ensure_future(stopped.wait())
+    ends: set[asyncio.Future[Any]] = {
+        asyncio.ensure_future(stopped.wait()),
+        asyncio.ensure_future(_refused(still_may, seconds)),
+    }
     try:
         while True:
             waiting = waiting or asyncio.ensure_future(anext(events))
-            either: set[asyncio.Future[Any]] = {waiting, stopping}
-            await asyncio.wait(either, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-            if stopping.done():
+            await asyncio.wait({waiting, *ends}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            if any(end.done() for end in ends):
                 return
             if not waiting.done():
                 yield HEARTBEAT
@@ -120,8 +131,18 @@ async def with_heartbeats(
             waiting = None
             yield part
     finally:
-        stopping.cancel()
+        for end in ends:
+            end.cancel()
         if waiting is not None:
             waiting.cancel()
             await asyncio.wait({waiting})
         await events.aclose()
+
+
+async def _refused(still_may: StillMay, seconds: float) -> None:
+    """Return when the client may no longer have its stream. Not only in a silence: a stream that has much to say would never be asked about."""
+    while True:
+        await asyncio.sleep(seconds)
+        if not await still_may():
+            log.info("the client of a stream may no longer have it; it is closed")
+            return

@@ -2,7 +2,8 @@
 
 An account may use a pool where it may ``create`` the (virtual) subresource ``voiceagentpools/sessions`` of it. Invariants: a token is good only if the
 API server says so for this gateway's audience and for a ServiceAccount; answers are kept for `KEPT_SECONDS` under a hash of the token, in bounded memory,
-so that is how long a withdrawn right may go on; an answer that did not come is neither yes nor no.
+so that is how long a withdrawn right may go on; an answer that did not come within `REVIEW_SECONDS` is neither yes nor no; one question at a time is under way
+for one token, and for one account and pool.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ ACCESS_REVIEWS = Resource("authorization.k8s.io", "v1", "subjectaccessreviews")
 
 KEPT_SECONDS = 30.0
 MAX_KEPT = 4096
+REVIEW_SECONDS = 5.0
 PARALLEL_REVIEWS = 8
 """Questions to the API server at the same time; whoever comes with bad tokens does not keep it busy."""
 SERVICE_ACCOUNT_PREFIX = "system:serviceaccount:"
@@ -31,16 +33,31 @@ T = TypeVar("T")
 
 
 class _Kept(Generic[T]):
-    """Answers for a while. An answer that failed is not kept."""
+    """Answers for a while. Whoever asks the same meanwhile waits for the same answer; one that failed is not kept."""
 
     def __init__(self, monotonic: Callable[[], float]) -> None:
         self._monotonic = monotonic
         self._answers: OrderedDict[Hashable, tuple[float, T]] = OrderedDict()
+        self._under_way: dict[Hashable, asyncio.Task[T]] = {}
 
     async def get(self, key: Hashable, ask: Callable[[], Awaitable[T]]) -> T:
         known = self._answers.get(key)
         if known is not None and self._monotonic() < known[0]:
             return known[1]
+        asking = self._under_way.get(key)
+        if asking is None:
+            asking = self._under_way[key] = asyncio.create_task(self._ask(key, ask))
+            asking.add_done_callback(lambda task: self._over(key, task))
+        # The others wait on when one of them goes.
+        return await asyncio.shield(asking)
+
+    def _over(self, key: Hashable, task: asyncio.Task[T]) -> None:
+        del self._under_way[key]
+        if not task.cancelled():
+            # All who asked may have gone; then nobody else looks at what went wrong.
+            task.exception()
+
+    async def _ask(self, key: Hashable, ask: Callable[[], Awaitable[T]]) -> T:
         answer = await ask()
         self._answers[key] = (self._monotonic() + KEPT_SECONDS, answer)
         self._answers.move_to_end(key)
@@ -150,7 +167,8 @@ class TokenReviews:
 
     async def _create(self, resource: Resource, body: Json) -> Json:
         try:
-            async with self._parallel:
+            # Those that are before it count.
+            async with asyncio.timeout(REVIEW_SECONDS), self._parallel:
                 # Reviews are of no namespace.
                 return await self._kube.create(resource, "", body)
         except Forbidden:
@@ -158,7 +176,7 @@ class TokenReviews:
                 f"The gateway's account may not create {resource.plural}; install the chart with access.tokenReview.audience.",
                 retry_after_seconds=30,
             ) from None
-        except KubeApiError as error:
+        except (KubeApiError, TimeoutError) as error:
             raise ClusterUnavailable(
                 f"The Kubernetes API did not review a token or its rights ({type(error).__name__}).",
                 retry_after_seconds=2,

@@ -80,6 +80,10 @@ class ClusterView:
         self._warm.get(key, {}).pop(uid, None)
         self._listener(key, uid, None)
 
+    def pools_with_pods(self) -> list[PoolKey]:
+        """The pools that are there, and those that are gone while pods of theirs are not: a call outlives its pool."""
+        return list(dict.fromkeys([*self.pools, *(key for key, pods in self._pods.items() if pods)]))
+
     def pods(self, key: PoolKey) -> Iterable[PodFact]:
         """All pods of a pool."""
         return self._pods.get(key, {}).values()

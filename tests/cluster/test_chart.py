@@ -296,7 +296,7 @@ def test_the_operator_may_do_what_it_does_and_no_more() -> None:
         ("voicepool.dev", "voiceagentpools", ("get", "list", "watch"), ()),
         ("voicepool.dev", "voiceagentpools/status", ("patch",), ()),
         ("", "pods", ("get", "list", "watch", "create", "patch", "delete"), ()),
-        ("policy", "poddisruptionbudgets", ("list", "watch", "create", "patch", "delete"), ()),
+        ("policy", "poddisruptionbudgets", ("get", "list", "watch", "create", "patch", "delete"), ()),
         ("events.k8s.io", "events", ("create",), ()),
     }
 

@@ -329,7 +329,7 @@ ALLOWED: dict[str, set[Question]] = {
         *((verb, "pods") for verb in (*READ, "create", "patch", "delete")),
         *((verb, "voiceagentpools.voicepool.dev") for verb in READ),
         ("patch", "voiceagentpools.voicepool.dev/status"),
-        *((verb, "poddisruptionbudgets.policy") for verb in ("list", "watch", "create", "patch", "delete")),
+        *((verb, "poddisruptionbudgets.policy") for verb in ("get", "list", "watch", "create", "patch", "delete")),
         ("create", "events.events.k8s.io"),
     },
     "gateway": {

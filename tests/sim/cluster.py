@@ -28,6 +28,8 @@ from .server import Change, Key, Server
 Start = Literal["well", "fails", "hangs"]
 
 JOIN_TIMEOUT_SECONDS = 30.0
+NODE_SILENT_SECONDS = 10.0
+"""From the death of a node until its pods are said not to be Ready."""
 NODE_LOST_SECONDS = 40.0
 """From the death of a node to the removal of its pods (minutes in a real cluster)."""
 
@@ -134,7 +136,7 @@ class Cluster:
 
         def assign(pod: Json) -> None:
             pod["spec"]["nodeName"] = node
-            pod["status"].pop("conditions", None)
+            _set_condition(pod, "PodScheduled", True, self._now())
 
         if self._server.change(PODS, key, uid, "scheduler", assign):
             delay = self._chance.uniform(0.1, 1.0)
@@ -204,15 +206,13 @@ class Cluster:
             old_state = old.get("state") or {}
             merged = old_state if "running" in state and "running" in old_state else state
             status["containerStatuses"] = [{"name": AGENT_CONTAINER, "ready": ready, "state": merged}]
-            word = "True" if ready else "False"
-            before = (status.get("conditions") or [{}])[0]
-            if before.get("status") != word or before.get("type") != "Ready":
-                status["conditions"] = [{"type": "Ready", "status": word, "lastTransitionTime": now}]
+            for kind in ("Ready", "ContainersReady"):
+                _set_condition(pod, kind, ready, self._now())
 
         return self._server.change(PODS, key, uid, "kubelet", write)
 
-    def exit(self, uid: str, code: int, why: str) -> None:
-        """The agent's process exits."""
+    def exit(self, uid: str, code: int, why: str, *, silently: bool = False) -> None:
+        """The agent's process exits, and says why unless it has nothing to say."""
         agent = self.agents.get(uid)
         if agent is None or not agent.alive:
             return
@@ -220,7 +220,11 @@ class Cluster:
         self._tell("agent", f"{agent.key[1]} exits with {code}: {why}")
         if not self.nodes[agent.node]:
             return
-        ended = {"terminated": {"exitCode": code, "message": why, "finishedAt": self._now().isoformat()}}
+        words = {} if silently else {"message": why}
+        reason = "Error" if code else "Completed"
+        ended = {
+            "terminated": {"exitCode": code, "reason": reason, "finishedAt": self._now().isoformat(), **words},
+        }
         phase = "Failed" if code else "Succeeded"
         self._update(uid, agent.key, agent.node, phase, ready=False, state=ended)
         self._loop.call_later(0.1, self._remove_if_deleted, uid, agent.key)
@@ -244,7 +248,7 @@ class Cluster:
         elif agent.in_session:
             self._loop.call_later(grace_seconds, self.exit, uid, 137, "its grace was over")
         else:
-            self.exit(uid, 0, "SIGTERM")
+            self.exit(uid, 0, "SIGTERM", silently=True)
 
     def lose_node(self, node: str) -> None:
         """The machine is gone with all that ran on it; later its pods are removed."""
@@ -252,7 +256,20 @@ class Cluster:
         for agent in self.agents.values():
             if agent.node == node and agent.alive:
                 agent.state = "exited"
+        self._loop.call_later(NODE_SILENT_SECONDS, self._say_not_ready, node)
         self._loop.call_later(NODE_LOST_SECONDS, self._collect_lost, node)
+
+    def _say_not_ready(self, node: str) -> None:
+        """Of the pods of a node that is silent one condition is changed; what its kubelet said of their containers stays as it was."""
+
+        def mark(pod: Json) -> None:
+            if any(condition["type"] == "Ready" for condition in pod["status"].get("conditions") or ()):
+                _set_condition(pod, "Ready", False, self._now())
+
+        for pod in self._server.all(PODS):
+            if pod["spec"].get("nodeName") == node:
+                key = (pod["metadata"]["namespace"], pod["metadata"]["name"])
+                self._server.change(PODS, key, pod["metadata"]["uid"], "node controller", mark)
 
     def _collect_lost(self, node: str) -> None:
         for pod in self._server.all(PODS):
@@ -415,3 +432,14 @@ class SimulatedRooms:
     async def delete(self, server: LiveKitServer, room: str) -> bool:
         await asyncio.sleep(0.001)
         return False
+
+
+def _set_condition(pod: Json, kind: str, value: bool, now: datetime) -> None:
+    conditions: list[Json] = pod["status"].setdefault("conditions", [])
+    word = "True" if value else "False"
+    for condition in conditions:
+        if condition["type"] == kind:
+            if condition["status"] != word:
+                condition.update(status=word, lastTransitionTime=now.isoformat())
+            return
+    conditions.append({"type": kind, "status": word, "lastTransitionTime": now.isoformat()})

@@ -150,7 +150,9 @@ class Invariants:
     def _bound(self, change: Change, old: Json, uid: str) -> None:
         self.binds += 1
         fact = pod_from_json(old)
-        if fact is None or not fact.ready or fact.deleting or fact.phase != "Running":
+        # Its node may have been lost a moment ago: the patch cannot see that, and the delivery fails.
+        ready = any(entry.get("ready") for entry in old["status"].get("containerStatuses") or ())
+        if fact is None or not ready or fact.deleting or fact.phase != "Running":
             self._wrong(f"{_name(old)} was bound by {change.actor} while it was not Ready, or was going away")
         self._sessions[uid] = change.new["metadata"]["labels"][LABEL_SESSION]
 

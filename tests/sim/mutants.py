@@ -13,6 +13,7 @@ from voicepool import controller, plan
 from voicepool.controller import Controller
 from voicepool.gateway.allocator import Allocator
 from voicepool.gateway.binder import Binder
+from voicepool.kube import convert
 from voicepool.kube.clock import ServerClock
 from voicepool.kube.informer import Informer
 from voicepool.kube.lease import Election
@@ -134,6 +135,7 @@ MUTANTS: dict[str, Callable[[], contextlib.AbstractContextManager[None]]] = {
     "taken over": _without(
         controller, "taken_over", "return [pod for pod in pods if", "return [pod for pod in pods if False and"
     ),
+    "silent node": _without(convert, "_is_cut_off", 'get("status") == "True")', 'get("status") == "")'),
     "stale budget": _without(
         Controller, "_keep_budget", ", *await _together([self._read_budget(namespace, name)])", ""
     ),

@@ -13,6 +13,7 @@ import pytest
 from voicepool.kube.api import BUDGETS, PODS, Json, NotFound
 from voicepool.model import LABEL_SESSION, LABEL_STATE
 
+from .cluster import NODE_SILENT_SECONDS
 from .mutants import MUTANTS
 from .server import Change
 from .stories import play
@@ -268,6 +269,41 @@ def is_call(pod: Json) -> bool:
 
 def is_warm(pod: Json) -> bool:
     return not is_call(pod) and any(entry["ready"] for entry in pod["status"].get("containerStatuses") or ())
+
+
+async def node_that_falls_silent(world: World) -> None:
+    """A node with warm pods is gone; for as long as its pods are there, callers come."""
+    world.create_pool(replicas=6, **BRIEF)
+    for name in ("operator-a", "gateway-a"):
+        world.start(name)
+    await asyncio.sleep(20.0)
+    # The one whose pods would be taken first.
+    silent = min(pod["spec"]["nodeName"] for pod in world.server.all(PODS))
+    world.cluster.lose_node(silent)
+    await asyncio.sleep(NODE_SILENT_SECONDS + 2.0)
+
+    def on(pod: Json) -> bool:
+        return bool(pod["spec"]["nodeName"] == silent)
+
+    def bound(change: Change) -> None:
+        if change.resource == PODS and change.actor.startswith("gateway") and on(change.new):
+            world.wrong("a caller was given a pod of the node that is gone")
+
+    world.server.observers.append(bound)
+    for number in range(2):
+        world.start_session(f"caller-{number}", keyed=False, stays=True)
+        await asyncio.sleep(5.0)
+    assert len(world.calls.answered) == 2
+    await world.settle(settling_seconds=120.0, quiet_seconds=60.0)
+
+
+def test_nobody_gets_a_pod_of_a_node_that_has_fallen_silent() -> None:
+    all_well(play(1, node_that_falls_silent))
+
+
+def test_a_gateway_that_goes_by_the_containers_of_a_silent_node_is_found() -> None:
+    with MUTANTS["silent node"]():
+        assert "of the node that is gone" in play(1, node_that_falls_silent).problems[0]
 
 
 @pytest.mark.parametrize(("placement", "best"), [("Packed", max), ("Spread", min)])

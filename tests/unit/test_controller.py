@@ -45,6 +45,7 @@ from voicepool.recorder import EventRecorder
 from voicepool.webhooks import Webhooks
 
 KEY = ("calls", "demo")
+DEMO = {"namespace": "calls", "pool": "demo"}
 
 
 @pytest.fixture(autouse=True)
@@ -304,6 +305,26 @@ async def test_a_pod_that_is_not_there_any_more_is_not_waited_for(server: ApiSer
         await until(lambda: it.status().get("replicas") == 0)
 
 
+async def test_a_pod_whose_end_is_seen_before_its_delete_is_answered_is_not_remembered(
+    server: ApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_pool(server, replicas=1)
+    delete = server.delete
+
+    async def answered_late(*arguments: Any, **options: Any) -> None:
+        await delete(*arguments, **options)
+        await asyncio.sleep(0.01)
+
+    monkeypatch.setattr(server, "delete", answered_late)
+    async with running(server) as it:
+        await until(lambda: len(server.names(PODS)) == 1)
+        server.change(POOLS, "demo", spec={"replicas": 0}, metadata={"generation": 2})
+        it.show()
+        labels = {"namespace": "calls", "pool": "demo", "reason": "scale_down"}
+        await until(lambda: it.value("voicepool_pod_deletes_total", **labels) == 1)
+        assert not it.controller._deleted
+
+
 async def test_a_name_that_is_taken_is_no_error(server: ApiServer) -> None:
     put_pool(server, replicas=1)
     async with running(server) as it:
@@ -404,6 +425,32 @@ async def test_a_pool_whose_deletion_nobody_saw_is_dropped_by_the_next_list(serv
         done = it.value("voicepool_reconcile_seconds_count", outcome="ok")
         await until(lambda: it.value("voicepool_reconcile_seconds_count", outcome="ok") > done)
         assert not server.names(PODS)
+
+
+async def test_of_a_pool_that_is_gone_nothing_is_measured_any_more_when_its_last_pod_is_gone(server: ApiServer) -> None:
+    put_pool(server)
+    put_pool(server, "other", replicas=1)
+
+    def measured() -> set[str]:
+        samples = [sample for metric in it.metrics.registry.collect() for sample in metric.samples]
+        return {sample.labels["pool"] for sample in samples if "pool" in sample.labels}
+
+    async with running(server) as it:
+        await until(lambda: len(server.names(PODS)) == 3)
+        call = server.names(PODS)[0]
+        it.become_warm(call)
+        server.change(PODS, call, metadata={"labels": {"voicepool.dev/state": "bound"}})
+        await until(lambda: len(server.names(PODS)) == 4)
+        uid = server.objects[("voiceagentpools", "calls", "demo")]["metadata"]["uid"]
+        server.vanish(POOLS, "demo")
+        it.controller.pool_deleted(KEY, uid)
+        for name in server.names(PODS):
+            if name.startswith("demo-") and name != call:
+                server.vanish(PODS, name)
+        await until(lambda: it.metrics.registry.get_sample_value("voicepool_warm_target_pods", DEMO) is None)
+        assert it.value("voicepool_sessions_started_total", **DEMO) == 1
+        server.vanish(PODS, call)
+        await until(lambda: measured() == {"other"})
 
 
 async def test_an_error_that_nobody_expected_ends_it(server: ApiServer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -604,6 +651,47 @@ async def test_sessions_are_counted_on_from_what_another_operator_wrote(server: 
         server.change(PODS, server.names(PODS)[0], metadata={"labels": {"voicepool.dev/state": "bound"}})
         counts = {"started": 41, "hits": 0, "hitPercent": 0, "ended": 39, "dropped": 1, "undelivered": 0}
         await until(lambda: it.status().get("sessions") == counts)
+
+
+@pytest.mark.parametrize("stored", [True, False])
+async def test_a_session_is_counted_once_when_the_answer_to_the_status_is_lost(
+    server: ApiServer, monkeypatch: pytest.MonkeyPatch, stored: bool
+) -> None:
+    put_pool(server)
+    merge_patch = server.merge_patch
+    losses = iter([Unreachable("reset"), Unreachable("reset")])
+
+    async def unanswered(resource: Resource, namespace: str, name: str, body: Json, **options: Any) -> Json:
+        lost = next(losses, None) if "sessions" in body["status"] else None
+        answer: Json = {} if lost and not stored else await merge_patch(resource, namespace, name, body, **options)
+        if lost:
+            raise lost
+        return answer
+
+    monkeypatch.setattr(server, "merge_patch", unanswered)
+    async with running(server) as it:
+        await until(lambda: len(server.names(PODS)) == 2)
+        for count, name in enumerate(server.names(PODS), 1):
+            looked = it.value("voicepool_reconcile_seconds_count", outcome="ok")
+            server.change(PODS, name, metadata={"labels": {"voicepool.dev/state": "bound"}})
+            await until(lambda count=count: it.status().get("sessions", {}).get("started") == count)
+            await until(lambda looked=looked: it.value("voicepool_reconcile_seconds_count", outcome="ok") > looked + 1)
+            assert it.status()["sessions"]["started"] == count
+        assert next(losses, None) is None, "no answer was lost"
+        await until(lambda: not it.controller._sessions[KEY])
+
+
+async def test_a_session_that_is_counted_while_the_status_is_in_doubt_is_not_forgotten(server: ApiServer) -> None:
+    put_pool(server)
+    async with running(server) as it:
+        await until(lambda: it.status().get("startingReplicas") == 2)
+        first, second = server.names(PODS)
+        server.failures["status"] = [Unreachable("reset")] * 6
+        server.change(PODS, first, metadata={"labels": {"voicepool.dev/state": "bound"}})
+        await until(lambda: len(server.failures["status"]) < 6)
+        server.change(PODS, second, metadata={"labels": {"voicepool.dev/state": "bound"}})
+        await until(lambda: not server.failures["status"])
+        await until(lambda: it.status().get("sessions", {}).get("started") == 2)
 
 
 async def test_an_event_that_cannot_be_written_stops_nothing(server: ApiServer) -> None:
@@ -836,6 +924,16 @@ class TestDrain:
             it.controller.queue.add(KEY)
             await until(lambda: it.value("voicepool_reconcile_seconds_count", outcome="ok") > looked)
             assert it.value("voicepool_pod_deletes_total", **deletes) == 1
+
+    async def test_a_delete_that_failed_is_sent_again(self, server: ApiServer) -> None:
+        put_pool(server)
+        async with running(server) as it:
+            call = await self.deleted_with_a_call(server, it, drain_seconds="60")
+            await until(lambda: self.drain_until(server, call) is not None)
+            server.failures["delete"] = [Unreachable("reset")]
+            server.now += timedelta(seconds=60)
+            it.controller.queue.add(KEY)
+            await until(lambda: call not in server.names(PODS))
 
     async def test_without_a_limit_it_goes_on(self, server: ApiServer) -> None:
         put_pool(server)

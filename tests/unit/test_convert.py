@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from voicepool.binding import is_candidate
 from voicepool.kube.convert import PodFields, pod_from_json, pool_from_json
 from voicepool.model import BindState, PodFact
 
@@ -96,6 +97,69 @@ def test_an_init_container_may_be_what_holds_it_up() -> None:
     assert fact.waiting_reason == "ImagePullBackOff"
 
 
+def test_the_image_of_the_container_that_waits_is_known() -> None:
+    waiting = {"name": "proxy", "image": "proxy:2", "state": {"waiting": {"reason": "ErrImagePull"}}}
+    assert pod(agent({"running": {}}, ready=True), waiting, phase="Pending").waiting_image == "proxy:2"
+    assert pod(agent({"waiting": {"reason": "ContainerCreating"}}), phase="Pending").waiting_image is None
+
+
+def test_a_pod_that_waits_for_another_container_is_not_ready() -> None:
+    waiting = {"name": "proxy", "ready": False, "state": {"waiting": {"reason": "ErrImagePull"}}}
+    began = {"type": "Ready", "status": "False", "lastTransitionTime": CREATED}
+    running = agent({"running": {"startedAt": "2026-03-01T12:00:02Z"}}, ready=True)
+    fact = pod(running, waiting, phase="Pending", conditions=[began])
+    assert (fact.ready, fact.once_ready, fact.waiting_reason) == (False, False, "ErrImagePull")
+
+
+RUNNING = agent({"running": {"startedAt": "2026-03-01T12:00:02Z"}}, ready=True)
+
+
+@pytest.mark.parametrize(
+    ("ready", "containers_ready", "is_ready"),
+    [
+        ("True", "True", True),
+        ("False", "True", False),  # the node is lost, or a readiness gate is not met
+        ("False", "False", True),  # another container is not ready; agents answer for themselves
+        ("False", None, True),
+        (None, None, True),
+    ],
+)
+def test_a_pod_is_not_ready_where_only_its_containers_are(
+    ready: str | None, containers_ready: str | None, is_ready: bool
+) -> None:
+    changed = "2026-03-01T12:09:00Z"
+    told = (("Ready", ready), ("ContainersReady", containers_ready))
+    conditions = [{"type": kind, "status": word, "lastTransitionTime": changed} for kind, word in told if word]
+    fact = pod(RUNNING, phase="Running", podIP="10.0.0.1", conditions=conditions)
+    assert fact.ready is is_ready
+    assert is_candidate(fact) is is_ready
+    assert fact.once_ready
+
+
+def test_a_pod_with_a_readiness_gate_was_not_ready_before_it_opened() -> None:
+    words = (("Ready", "False"), ("ContainersReady", "True"))
+    conditions = [{"type": kind, "status": word, "lastTransitionTime": CREATED} for kind, word in words]
+    assert not pod(RUNNING, phase="Running", conditions=conditions).once_ready
+
+
+def test_what_brought_a_start_further_is_the_node_and_each_container_that_began() -> None:
+    scheduled = {"type": "PodScheduled", "status": "True", "lastTransitionTime": "2026-03-01T12:10:00Z"}
+    models = {"name": "models", "state": {"running": {"startedAt": "2026-03-01T12:20:00Z"}}}
+    done = {"name": "models", "state": {"terminated": {"exitCode": 0, "startedAt": "2026-03-01T12:20:00Z"}}}
+    begun = agent({"running": {"startedAt": "2026-03-01T12:30:00Z"}})
+    again = {"name": "proxy", "restartCount": 7, "state": {"running": {"startedAt": "2026-03-01T12:40:00Z"}}}
+    facts = [
+        pod(conditions=[{**scheduled, "status": "False"}]),
+        pod(conditions=[scheduled]),
+        pod(conditions=[scheduled], initContainerStatuses=[models]),
+        pod(conditions=[scheduled], initContainerStatuses=[done]),
+        pod(begun, conditions=[scheduled], initContainerStatuses=[done, again]),
+    ]
+    minutes = [fact.progressed_at.minute if fact.progressed_at else None for fact in facts]
+    assert minutes == [None, 10, 20, 20, 30]
+    assert [fact.under_way_since.minute for fact in facts] == [0, 10, 20, 20, 30]
+
+
 def test_an_unschedulable_pod_has_the_schedulers_words() -> None:
     condition = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/1 nodes"}
     fact = pod(conditions=[condition])
@@ -108,6 +172,30 @@ def test_the_pods_own_reason_for_its_end_goes_before_the_containers() -> None:
     evicted = pod(agent({"terminated": {"exitCode": 137, "reason": "Error"}}), phase="Failed", reason="Evicted")
     assert evicted.end_reason == "Evicted"
     assert pod(agent({"running": {}})).end_reason is None
+
+
+@pytest.mark.parametrize(
+    ("own", "status", "known"),
+    [
+        (None, "True", "DeletionByPodGC"),
+        ("Error", "True", "DeletionByPodGC"),
+        ("OOMKilled", "True", "OOMKilled"),
+        ("Error", "False", "Error"),
+    ],
+)
+def test_who_had_a_pod_go_is_known_where_the_kubelet_says_no_more_than_an_exit_code(
+    own: str | None, status: str, known: str
+) -> None:
+    target = {"type": "DisruptionTarget", "status": status, "reason": "DeletionByPodGC"}
+    state = {"terminated": {"exitCode": 137, "reason": own}} if own else {"running": {}}
+    assert pod(agent(state), phase="Failed", conditions=[target]).end_reason == known
+    assert pod(agent(state), phase="Failed", reason="Evicted", conditions=[target]).end_reason == "Evicted"
+
+
+def test_a_process_that_exited_in_order_and_said_nothing_has_no_last_words() -> None:
+    done = {"exitCode": 0, "reason": "Completed", "finishedAt": "2026-03-01T12:00:03Z"}
+    bound = {"voicepool.dev/state": "bound"}
+    assert pod(agent({"terminated": done}), phase="Succeeded", labels=bound).message is None
 
 
 def test_a_failed_build_has_the_termination_message() -> None:

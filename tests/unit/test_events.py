@@ -94,6 +94,10 @@ class TestHappenings:
             ({"exit_code": 137, "end_reason": "OOMKilled"}, "out-of-memory"),
             ({"exit_code": None, "end_reason": "Evicted"}, "evicted"),
             ({"exit_code": 137, "end_reason": "DeadlineExceeded"}, "deadline"),
+            ({"exit_code": None, "end_reason": "DeletionByPodGC"}, "node-lost"),
+            ({"exit_code": None, "end_reason": "DeletionByTaintManager"}, "node-lost"),
+            ({"exit_code": 137, "end_reason": "EvictionByEvictionAPI"}, "evicted"),
+            ({"exit_code": 137, "end_reason": "PreemptionByScheduler"}, "evicted"),
             ({"exit_code": 1, "end_reason": "Error"}, "crashed"),
             ({"exit_code": None, "end_reason": None}, "other"),
         ],
@@ -117,6 +121,10 @@ class TestHappenings:
 
     def test_a_bound_pod_that_vanishes_drops_its_session(self) -> None:
         assert kinds(bound(0), None) == [(Kind.SESSION_DROPPED, "deleted")]
+
+    def test_one_that_vanishes_with_its_node_says_so(self) -> None:
+        marked = bound(0, deleting=True, end_reason="DeletionByTaintManager")
+        assert kinds(marked, None) == [(Kind.SESSION_DROPPED, "node-lost")]
 
     def test_what_has_ended_or_is_unbound_vanishes_in_silence(self) -> None:
         for gone in (ended(0, 5), failed(0), warm(0)):

@@ -240,6 +240,29 @@ class TestFailing:
         assert not decided.deletes
         assert decided.requeue_after_seconds == pytest.approx(117)
 
+    def test_a_pod_that_is_no_longer_held_up_has_the_whole_deadline_from_then_on(self) -> None:
+        went_on = pod(0, age_seconds=3600, progressed_at=NOW - timedelta(seconds=3))
+        decided = plan(pool(), [went_on], NOW, TEMPLATE)
+        assert not decided.deletes
+        assert decided.requeue_after_seconds == pytest.approx(117)
+        late = plan(pool(), [went_on], NOW + timedelta(seconds=118), TEMPLATE)
+        assert by_name(late, went_on.name).reason is DeleteReason.STARTUP_DEADLINE
+
+    def test_warm_pods_whose_node_is_lost_are_replaced_after_the_deadline_and_did_not_fail_to_start(self) -> None:
+        lost_at = NOW - timedelta(seconds=119)
+        gone = [
+            pod(number, age_seconds=3600, phase="Running", not_ready_since=lost_at, once_ready=True, node="a")
+            for number in range(2)
+        ]
+        of = pool(settled(replicas=3), replicas=3)
+        there = warm(2, age_seconds=7200)
+        assert not plan(of, [*gone, there], NOW, TEMPLATE).deletes
+        decided = plan(of, [*gone, there], NOW + timedelta(seconds=1), TEMPLATE)
+        assert deleted_names(decided) == [entry.name for entry in gone]
+        assert [create.start_attempt for create in decided.creates] == [0, 0]
+        assert decided.status["failedStarts"] == 0
+        assert (condition(decided, "Ready") or {})["status"] == "True"
+
     @pytest.mark.parametrize("reason", sorted(HELD_REASONS))
     def test_what_a_new_pod_would_wait_for_too_is_held(self, reason: str) -> None:
         decided = plan(pool(replicas=1), [pod(0, age_seconds=9999, waiting_reason=reason)], NOW, TEMPLATE)
@@ -428,6 +451,12 @@ class TestHeadroom:
             assert len(decided.creates) == wanted
         assert len(plan(pool(replicas=0, headroom={"mode": "Native", **self.TEN}), [], NOW, TEMPLATE).creates) == 10
 
+    def test_native_asks_for_no_more_pods_since_one_lost_its_readiness_for_a_moment(self) -> None:
+        of = pool(replicas=1, headroom={"mode": "Native"})
+        callers = [bound(number, bound_at=NOW - timedelta(seconds=5)) for number in range(1, 7)]
+        again = warm(0, age_seconds=86_400, ready_since=NOW - timedelta(seconds=5))
+        assert plan(of, [again, *callers], NOW, TEMPLATE).warm_target < 10
+
     def test_native_keeps_to_max_pods_and_says_so(self) -> None:
         of = pool(replicas=1, max_pods=4, headroom={"mode": "Native", **self.TEN})
         decided = plan(of, [bound(0)], NOW, TEMPLATE)
@@ -516,6 +545,11 @@ class TestStatus:
         assert condition(decided, "Stalled") is not None
         assert condition(decided, "Reconciling") is None
 
+    def test_the_image_that_is_named_is_that_of_the_container_that_waits(self) -> None:
+        waiting = pod(0, waiting_reason="ErrImagePull", waiting_image="example.org/proxy:2", message="not found")
+        ready = condition(plan(pool(), [waiting], NOW, TEMPLATE), "Ready") or {}
+        assert ready["message"] == f"Pod {waiting.name} cannot get its image 'example.org/proxy:2': not found"
+
     def test_a_failed_build_is_told_by_the_first_line_of_its_termination_message(self) -> None:
         decided = plan(pool(), [failed(0, message="GROQ_API_KEY is not set\nmore")], NOW, TEMPLATE)
         ready = condition(decided, "Ready") or {}
@@ -603,6 +637,8 @@ def pod_lists(draw: st.DrawFn) -> list[PodFact]:
                 result.append(warm(number, **changes))
             else:
                 reason = draw(st.sampled_from([None, "ErrImagePull", "Unschedulable", "Whatever"]))
+                ago = draw(st.integers(0, 1000))
+                changes["progressed_at"] = draw(st.sampled_from([None, NOW - timedelta(seconds=ago)]))
                 result.append(pod(number, waiting_reason=reason, **changes))
     return result
 
@@ -682,6 +718,16 @@ class TestProperties:
         names = [delete.name for delete in plan(of, pods, NOW, template).deletes]
         assert len(names) == len(set(names))
         assert not [entry for entry in pods if entry.name in names and entry.deleting]
+
+    @given(pools(), pod_lists(), templates)
+    def test_no_pod_is_late_before_its_deadline_has_passed_since_its_last_step(
+        self, of: PoolFact, pods: list[PodFact], template: Template
+    ) -> None:
+        late = {
+            one.name for one in plan(of, pods, NOW, template).deletes if one.reason is DeleteReason.STARTUP_DEADLINE
+        }
+        began = NOW - timedelta(seconds=of.spec.startup.deadline_seconds)
+        assert not [entry for entry in pods if entry.name in late and (entry.progressed_at or entry.created_at) > began]
 
     @given(pools(), pod_lists(), templates)
     def test_carried_out_again_and_again_it_comes_to_rest(

@@ -29,6 +29,11 @@ def test_a_pod_that_the_operator_is_about_to_create_counts_from_now() -> None:
     assert told([SHOWS_THE_LEAD], replicas=2, max_pods=1) == 60
 
 
+def test_a_pod_that_is_ready_again_after_a_while_does_not_show_how_long_a_start_takes() -> None:
+    again = warm(91, age_seconds=10_000, ready_since=NOW - timedelta(seconds=5))
+    assert told([SHOWS_THE_LEAD, again], replicas=3) == 8
+
+
 def test_a_pod_that_is_late_is_expected_as_much_later_as_it_is_late() -> None:
     assert told([SHOWS_THE_LEAD, pod(0, age_seconds=28)]) == 20
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -15,8 +16,15 @@ from voicepool.model import HeadroomSpec, PodFact
 from voicepool.sizing import MOST, NOBODY, Recommendation, Unmet, lead_time_seconds, recommend, service_times, warm_for
 
 
-def advice(pods: list[PodFact], now: datetime = NOW, *, unmet: Unmet = NOBODY, **headroom: Any) -> Recommendation:
-    return recommend(HeadroomSpec(**headroom), pods, now, unmet)
+def advice(
+    pods: list[PodFact],
+    now: datetime = NOW,
+    *,
+    unmet: Unmet = NOBODY,
+    deadline_seconds: float = math.inf,
+    **headroom: Any,
+) -> Recommendation:
+    return recommend(HeadroomSpec(**headroom), pods, now, unmet, deadline_seconds=deadline_seconds)
 
 
 def at(text: str) -> datetime:
@@ -65,20 +73,34 @@ class TestRule:
         assert advice([ended(0, 1, bound_at=NOW - timedelta(seconds=30))]).starts_per_second > 0
 
     def test_the_lead_time_is_that_of_95_in_100(self) -> None:
-        assert lead_time_seconds(started_in(*[2.0] * 95, *[30.0] * 5)) == pytest.approx(3)
-        assert lead_time_seconds(started_in(2.0, 30.0)) == pytest.approx(31)
+        assert lead_time_seconds(started_in(*[2.0] * 95, *[30.0] * 5), 120) == pytest.approx(3)
+        assert lead_time_seconds(started_in(2.0, 30.0), 120) == pytest.approx(31)
 
     def test_the_status_tells_how_long_callers_and_pods_took(self) -> None:
         waited = [bound(number, waited_seconds=number / 1000) for number in range(1, 201)]
-        assert service_times([*waited, *started_in(2.2, 1.0)]) == {
+        assert service_times([*waited, *started_in(2.2, 1.0)], 120) == {
             "waitedMillisecondsP50": 100,
             "waitedMillisecondsP99": 198,
             "startupSecondsP95": 4,
         }
-        assert service_times([pod(0), bound(1)]) == {}
+        assert service_times([pod(0), bound(1)], 120) == {}
 
     def test_until_a_start_was_seen_it_is_guessed(self) -> None:
-        assert lead_time_seconds([pod(0)]) == pytest.approx(10)
+        assert lead_time_seconds([pod(0)], 120) == pytest.approx(10)
+
+    def test_a_pod_that_lost_its_readiness_and_found_it_again_did_not_start_then(self) -> None:
+        again = warm(0, age_seconds=86_400, ready_since=NOW - timedelta(seconds=5))
+        assert lead_time_seconds([again], 120) == pytest.approx(10)
+        assert lead_time_seconds([again, *started_in(2.0)], 120) == pytest.approx(3)
+        assert service_times([again, *started_in(2.0)], 120) == {"startupSecondsP95": 3}
+        assert advice([again, *calls(*[5.0] * 12)], deadline_seconds=120).replicas < 10
+
+    def test_the_wait_for_a_node_or_an_image_is_part_of_a_start_and_not_of_its_deadline(self) -> None:
+        waited = started_in(400.0)[0]
+        assert waited.ready_since is not None
+        came = dataclasses.replace(waited, progressed_at=waited.ready_since - timedelta(seconds=3))
+        assert lead_time_seconds([waited], 120) == pytest.approx(10)
+        assert lead_time_seconds([came], 120) == pytest.approx(401)
 
     def test_it_is_asked_again_when_a_start_leaves_the_window(self) -> None:
         assert advice(calls(50)).next_at == NOW + timedelta(seconds=10)
@@ -150,6 +172,44 @@ class TestSchedules:
 
     def test_it_is_asked_again_at_the_next_one(self) -> None:
         assert advice([], at("2026-03-02T10:00:00"), schedules=self.OFFICE).next_at == at("2026-03-02T17:00:00")
+
+    @pytest.mark.parametrize(
+        ("moment", "zone", "warm_pods", "next_at"),
+        [
+            # Clocks are put back from 3 to 2 (Berlin, at 1:00 UTC) and from 2 to 1 (New York, at 6:00 UTC): the first 2:30 or 1:30 counts.
+            ("2026-10-25T00:15:00", "Europe/Berlin", 5, "2026-10-25T00:30:00"),
+            ("2026-10-25T00:30:00", "Europe/Berlin", 9, "2026-10-25T11:00:00"),
+            ("2026-10-25T01:15:00", "Europe/Berlin", 9, "2026-10-25T11:00:00"),
+            ("2026-10-25T01:45:00", "Europe/Berlin", 9, "2026-10-25T11:00:00"),
+            ("2026-11-01T05:15:00", "America/New_York", 5, "2026-11-01T05:30:00"),
+            ("2026-11-01T05:30:00", "America/New_York", 9, "2026-11-01T17:00:00"),
+            ("2026-11-01T06:15:00", "America/New_York", 9, "2026-11-01T17:00:00"),
+            ("2026-11-01T06:45:00", "America/New_York", 9, "2026-11-01T17:00:00"),
+        ],
+    )
+    def test_an_hour_that_comes_twice_is_read_once(self, moment: str, zone: str, warm_pods: int, next_at: str) -> None:
+        night = {"cron": "30 2 * * *" if zone == "Europe/Berlin" else "30 1 * * *", "time_zone": zone, "warm_pods": 9}
+        noon = {"cron": "0 12 * * *", "time_zone": zone, "warm_pods": 5}
+        told = advice([], at(moment), schedules=[night, noon])
+        assert (told.replicas, told.next_at) == (warm_pods, at(next_at))
+
+    @given(
+        st.integers(0, 400 * 24 * 60).map(lambda minutes: at("2026-01-01T00:00:30") + timedelta(minutes=minutes)),
+        st.sampled_from(["Europe/Berlin", "America/New_York", "Antarctica/Troll", "Australia/Lord_Howe", "UTC"]),
+        st.sampled_from(["30 2 * * *", "30 1 * * *", "0 0 * * 0", "*/30 * * * *", "15 */2 * * *", "59 2 25 10 *"]),
+    )
+    def test_the_next_moment_is_always_to_come_and_the_last_one_has_been(
+        self, now: datetime, zone: str, cron: str
+    ) -> None:
+        told = advice([], now, schedules=[{"cron": cron, "time_zone": zone, "warm_pods": 3}])
+        assert told.replicas == 3
+        assert told.next_at is not None
+        assert told.next_at > now
+        # A moment before it nothing has changed, and then it is its turn.
+        before = advice(
+            [], told.next_at - timedelta(seconds=1), schedules=[{"cron": cron, "time_zone": zone, "warm_pods": 3}]
+        )
+        assert before.next_at == told.next_at
 
     def test_of_two_that_come_together_the_larger_holds(self) -> None:
         both = [{"cron": "0 8 * * *", "warm_pods": 3}, {"cron": "0 8 1 * *", "warm_pods": 9}]

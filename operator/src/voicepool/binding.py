@@ -1,7 +1,7 @@
 """Who may be bound, in which order, and with which one patch. Pure: pods and a session in, a choice or a patch out.
 
 Invariants: only a Ready, unbound pod that is not being deleted is a candidate, never "the next best"; the patch itself tests all of that again on
-the API server, so a stale view can lose a race but never hand out a pod twice, a dying pod, or one that is not Ready.
+the API server, so a stale view can lose a race but never hand out a pod twice, a dying pod, or one whose agent is not Ready.
 """
 
 from __future__ import annotations
@@ -164,6 +164,7 @@ def bind_patch(
         {"op": "test", "path": _pointer("metadata", "labels", LABEL_STATE), "value": BindState.WARM.value},
         # Null passes where the key is absent, and fails on a pod that is being deleted.
         {"op": "test", "path": "/metadata/deletionTimestamp", "value": None},
+        # Whether its node was lost a moment ago is in a condition, and conditions have no fixed places: there the delivery fails.
         {"op": "test", "path": f"/status/containerStatuses/{pod.agent_status_index}/ready", "value": True},
         {"op": "replace", "path": _pointer("metadata", "labels", LABEL_STATE), "value": BindState.BOUND.value},
         {"op": "add", "path": _pointer("metadata", "labels", LABEL_SESSION), "value": session_id},

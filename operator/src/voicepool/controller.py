@@ -217,6 +217,17 @@ class _StatusWrite:
     """None where it is not known whether it was stored."""
 
 
+@dataclass(frozen=True, slots=True)
+class _CountsSent:
+    """Counts of sessions on their way into a pool's status. Where the answer is lost, the pool's next version tells whether they came there."""
+
+    resource_version: str
+    """Of the pool from which they were counted on."""
+    counted: Counter[str]
+    told: Mapping[str, int]
+    """What the status says if they came there."""
+
+
 class Controller:
     """Keeps all pools at what their specs say.
 
@@ -275,7 +286,7 @@ class Controller:
         self._doubtful: set[Key] = set()
         """Pools of which somebody else has deleted an unbound pod: perhaps they are not what our copy says."""
         self._deleted: set[str] = set()
-        """Pods by uid that we deleted and that are not gone yet."""
+        """Pods by uid that we delete and that are not gone yet."""
         self._working = False
         self._pools_listed_at = float("-inf")
         self._pool_watch = PoolWatch(lambda: asyncio.get_running_loop().time())
@@ -283,6 +294,7 @@ class Controller:
         self._reaper = Reaper(pods, ask_agent, self._reap) if ask_agent is not None else None
         self._sessions: defaultdict[Key, Counter[str]] = defaultdict(Counter)
         """What happened to sessions of a pool and is not in its status yet."""
+        self._counts_sent: dict[Key, _CountsSent] = {}
         self._reaped: set[str] = set()
         """Pods by uid whose agent never got its session, and which we delete."""
         pods.handlers.append(self._pod_changed)
@@ -353,6 +365,7 @@ class Controller:
             self._asked_for_at.clear()
             self._used_numbers.clear()
             self._sessions.clear()
+            self._counts_sent.clear()
             self._status_writes.clear()
             self._doubtful.clear()
             self._deleted.clear()
@@ -563,6 +576,8 @@ class Controller:
 
     async def _delete_all(self, namespace: str, pool: str, deletes: Sequence[PodDelete]) -> list[KubeApiError]:
         async def delete(item: PodDelete) -> None:
+            # The watch may show the end before the delete is answered.
+            self._deleted.add(item.uid)
             try:
                 await self._api.delete(
                     PODS,
@@ -573,16 +588,20 @@ class Controller:
                     grace_period_seconds=UNBOUND_GRACE_SECONDS,
                 )
             except NotFound:
+                self._deleted.discard(item.uid)
                 self._pods.forget(namespace, item.name, item.uid)
                 return
             except Conflict:
                 # It was bound, or has changed: whatever it is now, the next look decides anew.
+                self._deleted.discard(item.uid)
                 self._reaped.discard(item.uid)
                 self._metrics.conflicts.labels("delete").inc()
                 await self._read_pod((namespace, item.name), item.uid)
                 self._add((namespace, pool))
                 return
-            self._deleted.add(item.uid)
+            except KubeApiError:
+                self._deleted.discard(item.uid)
+                raise
             self._metrics.deletes.labels(namespace, pool, item.reason.value).inc()
             if item.reason is DeleteReason.STARTUP_DEADLINE:
                 self._metrics.start_failures.labels(namespace, pool, "deadline").inc()
@@ -621,7 +640,7 @@ class Controller:
 
     async def _write_status(self, pool: PoolFact, status: Json) -> None:
         key = (pool.namespace, pool.name)
-        counted = Counter(self._sessions[key])
+        counted = self._counts_to_send(key, pool)
         if not counted and _shows(pool.status, status):
             return
         time = asyncio.get_running_loop().time()
@@ -636,7 +655,11 @@ class Controller:
                 self.queue.add_after(key, left_seconds)
                 return
         self._status_writes[key] = _StatusWrite(time, interval_seconds, None)
-        wanted = {**status, "sessions": self._sessions_told(pool, counted)} if counted else status
+        wanted = status
+        if counted:
+            told = {word: count + counted[word] for word, count in _session_counts(pool.status).items()}
+            self._counts_sent[key] = _CountsSent(pool.resource_version, counted, told)
+            wanted = {**status, "sessions": self._sessions_told(pool, told)}
         try:
             stored = await self._api.merge_patch(
                 POOLS,
@@ -656,19 +679,35 @@ class Controller:
             return
         self._status_writes[key] = _StatusWrite(time, interval_seconds, status)
         self._metrics.status_writes.labels(pool.namespace, pool.name).inc()
+        self._counts_sent.pop(key, None)
         self._sessions[key] -= counted
+        if self._sessions[key]:
+            # It happened since these were first sent.
+            self.queue.add(key)
         for note in condition_notes(pool.status, status):
             self._tell(pool, note)
         newer = pool_from_json(stored)
         if newer is not None:
             self._pools.apply(newer)
 
-    def _sessions_told(self, pool: PoolFact, counted: Counter[str]) -> Json:
-        before = pool.status.get("sessions") or {}
-        sessions = {word: before.get(word, 0) + counted[word] for word in SESSION_COUNTS}
+    def _counts_to_send(self, key: Key, pool: PoolFact) -> Counter[str]:
+        """What happened to the pool's sessions and is not in its status."""
+        sent = self._counts_sent.get(key)
+        if sent is not None and sent.resource_version == pool.resource_version:
+            # Until it is known whether they came there, the very same are sent again.
+            return sent.counted
+        if sent is not None:
+            del self._counts_sent[key]
+            if _session_counts(pool.status) == sent.told:
+                self._sessions[key] -= sent.counted
+        return Counter(self._sessions[key])
+
+    def _sessions_told(self, pool: PoolFact, counts: Mapping[str, int]) -> Json:
+        sessions = dict(counts)
         if sessions["started"]:
             sessions["hitPercent"] = 100 * sessions["hits"] // sessions["started"]
-        return sessions | service_times(self._pods.by(BY_POOL, (pool.namespace, pool.name)))
+        pods = self._pods.by(BY_POOL, (pool.namespace, pool.name))
+        return sessions | service_times(pods, pool.spec.startup.deadline_seconds)
 
     async def _read_pool(self, key: Key) -> None:
         """Take the pool over as it is now, without waiting for a watch that may have missed it."""
@@ -688,9 +727,12 @@ class Controller:
             self._used_numbers.pop(key, None)
             self._status_writes.pop(key, None)
             self._sessions.pop(key, None)
+            self._counts_sent.pop(key, None)
             self._doubtful.discard(key)
             self._metrics.forget(namespace, name)
         pods = self._pods.by(BY_POOL, key)
+        if not pods:
+            self._metrics.forget_all(namespace, name)
         ended = [pod for pod in pods if has_ended(pod)]
         moments: list[datetime] = []
         now = self._now()
@@ -875,6 +917,11 @@ class Controller:
     def _tell(self, pool: PoolFact, note: Note) -> None:
         if self._recorder is not None:
             self._recorder.note(pool, note)
+
+
+def _session_counts(status: Mapping[str, Any]) -> dict[str, int]:
+    told = status.get("sessions") or {}
+    return {word: told.get(word, 0) for word in SESSION_COUNTS}
 
 
 def _shows(status: Mapping[str, Any], wanted: Json) -> bool:

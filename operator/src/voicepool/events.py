@@ -55,8 +55,13 @@ DROP_REASONS: Mapping[str, str] = {
     "NodeLost": "node-lost",
     "NodeShutdown": "node-lost",
     "Terminated": "node-lost",
+    "DeletionByPodGC": "node-lost",
+    "DeletionByTaintManager": "node-lost",
+    "EvictionByEvictionAPI": "evicted",
+    "PreemptionByScheduler": "evicted",
+    "TerminationByKubelet": "evicted",
 }
-"""From the kubelet's words for an end to ours."""
+"""From Kubernetes' words for an end to ours: the kubelet's, and those of whoever else had the pod go."""
 
 
 class Kind(StrEnum):
@@ -97,7 +102,7 @@ def happenings(old: PodFact | None, new: PodFact | None) -> tuple[Happening, ...
         return ()
     if new is None:
         if old.state is BindState.BOUND and not old.finished:
-            return (Happening(Kind.SESSION_DROPPED, old, "deleted"),)
+            return (Happening(Kind.SESSION_DROPPED, old, DROP_REASONS.get(old.end_reason or "", "deleted")),)
         return ()
     result: list[Happening] = []
     if new.once_ready and not old.once_ready:

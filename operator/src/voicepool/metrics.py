@@ -139,10 +139,20 @@ class OperatorMetrics:
             "voicepool_leading", "1 in the operator that works, 0 in one that stands by.", registry=registry
         )
         self.queued_pools = Gauge("voicepool_queued_pools", "Pools that wait for a worker.", registry=registry)
+        self._of_pools = (
+            *(self.pods, self.warm_target, self.recommended, self.creates, self.deletes, self.status_writes),
+            *(self.startup_seconds, self.startup_phase_seconds, self.start_failures, self.warm_deaths),
+            *(self.sessions_started, self.session_waited_seconds, self.sessions_ended, self.sessions_dropped),
+        )
 
     def forget(self, namespace: str, pool: str) -> None:
-        """Drop the gauges of a pool that is gone."""
+        """Drop the gauges of a pool that is gone, or that another operator works on."""
         for state in POD_STATES:
             self.pods.remove(namespace, pool, state)
         self.warm_target.remove(namespace, pool)
         self.recommended.remove(namespace, pool)
+
+    def forget_all(self, namespace: str, pool: str) -> None:
+        """Drop whatever was measured of a pool of which nothing is left."""
+        for metric in self._of_pools:
+            metric.remove_by_labels({"namespace": namespace, "pool": pool})

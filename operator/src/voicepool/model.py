@@ -72,7 +72,7 @@ class SessionSpec(_SpecModel):
     """Rules of every session of the pool."""
 
     max_duration_seconds: Annotated[int, Field(ge=60, le=86_400)] = 7200
-    """The longest a session may last, in seconds. The agent ends it then; Kubernetes does, a minute later, if the agent does not."""
+    """The longest a session may last, in seconds. The agent ends it then. If it does not, the kubelet sends SIGTERM a minute later; the pod has its grace."""
     join_timeout_seconds: Annotated[int, Field(ge=5, le=3600)] = 30
     """How long the agent waits for the caller in the room, in seconds. Then the session ends with that reason."""
     idle_timeout_seconds: Annotated[int, Field(ge=10, le=86_400)] = 300
@@ -252,7 +252,7 @@ class PodFact:
     phase: str
     """Pending, Running, Succeeded, Failed or Unknown, as the kubelet says."""
     ready: bool
-    """The agent container's own readiness (``status.containerStatuses[agent].ready``)."""
+    """The agent container's own readiness (``status.containerStatuses[agent].ready``), in a pod that runs and is not known to be cut off."""
     agent_status_index: int | None
     """Position of the agent container in ``status.containerStatuses``; the bind patch tests that very entry."""
     deleting: bool
@@ -271,7 +271,7 @@ class PodFact:
     start_attempt: int
     """How many starts of this template failed in a row before this one."""
     waiting_reason: str | None
-    """The agent container's waiting reason (ErrImagePull, CreateContainerConfigError, ...), or Unschedulable."""
+    """A container's waiting reason (ErrImagePull, CreateContainerConfigError, ...), or Unschedulable."""
     message: str | None
     """The words that belong to a failure or to waiting: termination message, pull error, scheduler's reason."""
     exit_code: int | None
@@ -294,7 +294,16 @@ class PodFact:
     bound_by: str | None = None
     """The gateway that bound it."""
     end_reason: str | None = None
-    """The kubelet's one word for why the pod or its agent container ended: OOMKilled, Evicted, Error, ..."""
+    """The one word of the kubelet, or of whoever had the pod go, for why it or its agent container ended: OOMKilled, Evicted, DeletionByPodGC, ..."""
+    progressed_at: datetime | None = None
+    """When its start last came a step further: a node took it, or one of its containers began."""
+    waiting_image: str | None = None
+    """The image of the container that has the waiting reason."""
+
+    @property
+    def under_way_since(self) -> datetime:
+        """From when its start is measured by the pool's deadline: what held it up before its last step (no node, no image) is not its fault."""
+        return max(self.created_at, self.progressed_at or self.created_at)
 
     @property
     def finished(self) -> bool:

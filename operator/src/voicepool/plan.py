@@ -184,7 +184,11 @@ def plan(
 
     deadline = timedelta(seconds=pool.spec.startup.deadline_seconds)
     target = pool.spec.replicas
-    advice = recommend(pool.spec.headroom, all_pods, now) if pool.spec.headroom else None
+    advice = (
+        recommend(pool.spec.headroom, all_pods, now, deadline_seconds=pool.spec.startup.deadline_seconds)
+        if pool.spec.headroom
+        else None
+    )
     if advice is not None and advice.next_at is not None:
         timers.at(advice.next_at)
     if advice is not None and pool.spec.headroom and pool.spec.headroom.mode == "Native":
@@ -374,12 +378,13 @@ def backoff_seconds(attempts: int) -> float:
 
 
 def _was_steady(pod: PodFact) -> bool:
-    return pod.once_ready and (ended_at(pod) - pod.created_at).total_seconds() >= STEADY_SECONDS
+    until = ended_at(pod) if pod.finished else pod.not_ready_since or pod.created_at
+    return pod.once_ready and (until - pod.created_at).total_seconds() >= STEADY_SECONDS
 
 
 def _late_at(pod: PodFact, deadline: timedelta) -> datetime:
     # Not before it was made: a node whose clock is behind would otherwise have each of its pods replaced at once.
-    return max(pod.created_at, pod.not_ready_since or pod.created_at) + deadline
+    return max(pod.under_way_since, pod.not_ready_since or pod.created_at) + deadline
 
 
 def _sort(pool: PoolFact, pods: Iterable[PodFact], now: datetime) -> _Sorted:
@@ -526,12 +531,13 @@ def _problem(
     current = [pod for pod in groups.unbound if pod.template_hash == template.hash]
     held = {pod.waiting_reason: pod for pod in reversed(current) if is_held(pod)}
     for reasons, reason, words in (
-        (IMAGE_REASONS, "ImagePullFailed", f"cannot get its image {agent_image(pool)!r}"),
+        (IMAGE_REASONS, "ImagePullFailed", "cannot get its image {image!r}"),
         (CONFIGURATION_REASONS, "ContainerConfigFailed", "cannot be set up by the kubelet"),
     ):
         pod = next((pod for waiting, pod in sorted(held.items(), key=str) if waiting in reasons), None)
         if pod is not None:
-            return _Problem(reason, f"Pod {pod.name} {words}: {_first_line(pod.message or pod.waiting_reason)}", True)
+            what = words.format(image=pod.waiting_image or agent_image(pool))
+            return _Problem(reason, f"Pod {pod.name} {what}: {_first_line(pod.message or pod.waiting_reason)}", True)
     if failure is not None:
         evidence = any(pod.ready for pod in current)
         if failure.attempts > 1 or not evidence:

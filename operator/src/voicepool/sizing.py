@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
 from cronsim import CronSim, CronSimError
@@ -29,6 +29,8 @@ LEAD_PERCENTILE = 0.95
 LEAD_UNKNOWN_SECONDS = 10.0
 """Taken for the time from create to Ready until a pod that is there has shown it."""
 MOST = 100_000
+HOURS_PUT_BACK = 2
+"""The most by which any time zone puts its clocks back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +70,23 @@ class Recommendation:
     """Why a schedule was left out."""
 
 
-def recommend(headroom: HeadroomSpec, pods: Iterable[PodFact], now: datetime, unmet: Unmet = NOBODY) -> Recommendation:
-    """The number of unbound pods that the pool should have now. It knows no ``maxPods``: demand does not end where the pool does."""
+def recommend(
+    headroom: HeadroomSpec,
+    pods: Iterable[PodFact],
+    now: datetime,
+    unmet: Unmet = NOBODY,
+    *,
+    deadline_seconds: float,
+) -> Recommendation:
+    """The number of unbound pods that the pool should have now. It knows no ``maxPods``: demand does not end where the pool does.
+
+    Args:
+        headroom: the pool's rules.
+        pods: all of the pool's, in any state.
+        now: by the clock that the pods' times are by.
+        unmet: callers whom no pod shows.
+        deadline_seconds: how long a start of the pool may take.
+    """
     pods = list(pods)
     bound_at = [pod.bound_at for pod in pods if pod.state is BindState.BOUND and pod.bound_at is not None]
     calls = sum(pod.state is BindState.BOUND and not pod.finished for pod in pods)
@@ -79,7 +96,7 @@ def recommend(headroom: HeadroomSpec, pods: Iterable[PodFact], now: datetime, un
         recent = [moment for moment in bound_at if moment > now - window]
         rates.append((len(recent) + rejected + unmet.waiting) / seconds)
         moments += [moment + window for moment in recent]
-    lead_seconds = lead_time_seconds(pods)
+    lead_seconds = lead_time_seconds(pods, deadline_seconds)
     scheduled, problem = _scheduled(headroom.schedules, now)
     moments += scheduled.moments
     for_demand = warm_for(max(rates) * lead_seconds, headroom.miss_rate)
@@ -113,17 +130,17 @@ def warm_for(expected: float, miss_rate: float) -> int:
     return number
 
 
-def lead_time_seconds(pods: Iterable[PodFact]) -> float:
-    """From create to Ready: of the pods that are Ready, the time within which 95 of 100 became it."""
-    times = _startups_seconds(pods)
+def lead_time_seconds(pods: Iterable[PodFact], deadline_seconds: float) -> float:
+    """From create to Ready: of the pods that are Ready, the time within which 95 of 100 became it; ``deadline_seconds`` as in :func:`recommend`."""
+    times = _startups_seconds(pods, deadline_seconds)
     return within(LEAD_PERCENTILE, times) if times else LEAD_UNKNOWN_SECONDS
 
 
-def service_times(pods: Iterable[PodFact]) -> dict[str, int]:
+def service_times(pods: Iterable[PodFact], deadline_seconds: float) -> dict[str, int]:
     """How long the callers waited whose pods are there, and how long warm pods took to become Ready; as ``status.sessions`` tells it."""
     pods = list(pods)
     waited = sorted(pod.waited_seconds for pod in pods if pod.waited_seconds is not None)
-    startups = _startups_seconds(pods)
+    startups = _startups_seconds(pods, deadline_seconds)
     times: dict[str, int] = {}
     if waited:
         times["waitedMillisecondsP50"] = round(within(0.5, waited) * 1000)
@@ -138,12 +155,14 @@ def within(share: float, values: Sequence[float]) -> float:
     return values[math.ceil(share * len(values)) - 1]
 
 
-def _startups_seconds(pods: Iterable[PodFact]) -> list[float]:
+def _startups_seconds(pods: Iterable[PodFact], deadline_seconds: float) -> list[float]:
     # Kubernetes writes whole seconds, so a start that it calls 0 s long may have taken nearly one.
     return sorted(
         max(0.0, (pod.ready_since - pod.created_at).total_seconds()) + 1.0
         for pod in pods
         if pod.ready_since is not None
+        # One that became Ready later was so before, and had only lost it for a while: else it would have been replaced.
+        and (pod.ready_since - pod.under_way_since).total_seconds() <= deadline_seconds
     )
 
 
@@ -161,11 +180,15 @@ def _scheduled(schedules: Sequence[ScheduleSpec], now: datetime) -> tuple[_Sched
     for schedule in schedules:
         try:
             local = now.astimezone(ZoneInfo(schedule.time_zone)).replace(second=0, microsecond=0)
-            # The search backwards leaves out the minute that it starts from.
+            # Of an hour that comes twice CronSim takes the first: what it finds may be past when it is to come, and in the second of the two the
+            # search backwards has to begin after both. Compared is in UTC. It leaves out the minute that it starts from.
+            ahead = timedelta(hours=HOURS_PUT_BACK if local.fold else 0, minutes=1)
+            back = CronSim(schedule.cron, local + ahead, reverse=True)
             latest.append(
-                (next(CronSim(schedule.cron, local + timedelta(minutes=1), reverse=True)), schedule.warm_pods)
+                (next(past for moment in back if (past := moment.astimezone(UTC)) <= now), schedule.warm_pods)
             )
-            moments.append(next(CronSim(schedule.cron, local)))
+            on = CronSim(schedule.cron, local)
+            moments.append(next(later for moment in on if (later := moment.astimezone(UTC)) > now))
         # StopIteration: no such day in 50 years.
         except (CronSimError, StopIteration) as error:
             problem = f"The cron expression {schedule.cron!r} is not valid: {error}."

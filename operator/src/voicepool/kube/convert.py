@@ -38,8 +38,15 @@ from voicepool.model import (
 
 logger = logging.getLogger(__name__)
 
+Conditions = Mapping[Any, Mapping[str, Any]]
+"""The conditions of a pod by their types."""
+
 ORDINARY_WAITING = frozenset({"ContainerCreating", "PodInitializing"})
 """Waiting reasons of a start that goes well."""
+
+COMPLETED = "Completed"
+GENERAL_REASONS = frozenset({COMPLETED, "Error", "ContainerStatusUnknown"})
+"""A container's reasons for its end that say no more than its exit code."""
 
 MAX_MESSAGE_CHARACTERS = 1024
 SUMMARY_BEGINS = '{"session":'
@@ -68,7 +75,9 @@ class _Spec(_Fields):
 
 class _ContainerStatus(_Fields):
     name: Any = None
+    image: Any = None
     ready: Any = None
+    restart_count: Any = None
     state: Any = None
 
 
@@ -133,16 +142,20 @@ def pod_from_json(obj: Json) -> PodFact | None:
     if LABEL_POOL not in labels:
         return None
     status = obj.get("status") or {}
+    conditions = {condition.get("type"): condition for condition in status.get("conditions") or ()}
     container_statuses = status.get("containerStatuses") or []
+    containers = [*(status.get("initContainerStatuses") or ()), *container_statuses]
     index = next((i for i, entry in enumerate(container_statuses) if entry.get("name") == AGENT_CONTAINER), None)
     agent = container_statuses[index] if index is not None else {}
     terminated = (agent.get("state") or {}).get("terminated")
     phase = status.get("phase", "Pending")
-    not_ready_since = _ready_changed(status, "False", "Unknown")
+    # A pod that waits for one of its containers does not run, whatever the others do.
+    ready = bool(agent.get("ready")) and phase == "Running" and not _is_cut_off(conditions)
+    not_ready_since = _changed(conditions, "Ready", "False", "Unknown")
     agent_started_at = _time((terminated or (agent.get("state") or {}).get("running") or {}).get("startedAt"))
-    waiting_reason, message = _waiting(status, container_statuses)
+    waiting_reason, message, waiting_image = _waiting(conditions, containers)
     if terminated or phase in ("Failed", "Succeeded"):
-        waiting_reason, message = None, _last_words(status, container_statuses, terminated)
+        waiting_reason, message, waiting_image = None, _last_words(status, containers, terminated), None
     return PodFact(
         namespace=metadata["namespace"],
         name=metadata["name"],
@@ -154,13 +167,13 @@ def pod_from_json(obj: Json) -> PodFact | None:
         session=labels.get(LABEL_SESSION),
         template_hash=labels.get(LABEL_TEMPLATE, ""),
         phase=phase,
-        ready=bool(agent.get("ready")),
+        ready=ready,
         agent_status_index=index,
         deleting="deletionTimestamp" in metadata,
         owned=bool(metadata.get("ownerReferences")),
         created_at=datetime.fromisoformat(metadata["creationTimestamp"]),
         started_at=_time(status.get("startTime")),
-        finished_at=_finished_at(status, terminated, phase),
+        finished_at=_finished_at(conditions, terminated, phase),
         pod_ip=status.get("podIP") or None,
         node=(obj.get("spec") or {}).get("nodeName"),
         room=annotations.get(ANNOTATION_ROOM),
@@ -177,13 +190,13 @@ def pod_from_json(obj: Json) -> PodFact | None:
         message=_shortened(message) if message else None,
         exit_code=terminated.get("exitCode") if terminated else None,
         not_ready_since=not_ready_since,
-        ready_since=_ready_changed(status, "True"),
+        ready_since=_changed(conditions, "Ready", "True"),
         agent_started_at=agent_started_at,
         # A pod that was never Ready has had the condition at False since before its containers started.
-        once_ready=bool(agent.get("ready"))
-        or bool(not_ready_since and agent_started_at and not_ready_since > agent_started_at),
-        # The pod's reason says more where there is one: an evicted pod's container has a mere Error.
-        end_reason=status.get("reason") or (terminated or {}).get("reason"),
+        once_ready=ready or bool(not_ready_since and agent_started_at and not_ready_since > agent_started_at),
+        end_reason=_end_reason(status, conditions, terminated),
+        progressed_at=_progressed_at(conditions, containers),
+        waiting_image=waiting_image,
     )
 
 
@@ -203,19 +216,41 @@ def budget_from_json(obj: Json) -> BudgetFact | None:
     )
 
 
+def _is_cut_off(conditions: Conditions) -> bool:
+    """Whether a pod is not Ready although its containers are.
+
+    Where a node is lost, its pods' Ready condition is all that is written of it. A readiness gate that is not met looks the same.
+    """
+    if conditions.get("Ready", {}).get("status", "True") == "True":
+        return False
+    return bool(conditions.get("ContainersReady", {}).get("status") == "True")
+
+
+def _progressed_at(conditions: Conditions, containers: Iterable[Mapping[str, Any]]) -> datetime | None:
+    """When a node took the pod or, later than that, the last of its containers began. One that is started again and again is no progress."""
+    scheduled = conditions.get("PodScheduled", {})
+    moments = [scheduled.get("lastTransitionTime")] if scheduled.get("status") == "True" else []
+    for entry in containers:
+        if not entry.get("restartCount"):
+            state = entry.get("state") or {}
+            moments.append((state.get("running") or state.get("terminated") or {}).get("startedAt"))
+    # Kubernetes writes all of them alike, so the last one is the greatest text.
+    return _time(max(filter(None, moments), default=None))
+
+
 def _waiting(
-    status: Mapping[str, Any], container_statuses: Iterable[Mapping[str, Any]]
-) -> tuple[str | None, str | None]:
-    """Why the pod does not start, and the words for it; any container may be the one that holds it up."""
-    for entry in [*(status.get("initContainerStatuses") or ()), *container_statuses]:
+    conditions: Conditions, containers: Iterable[Mapping[str, Any]]
+) -> tuple[str | None, str | None, str | None]:
+    """Why the pod does not start, the words for it, and the image of the container that holds it up, which may be any."""
+    for entry in containers:
         waiting = (entry.get("state") or {}).get("waiting") or {}
         reason = waiting.get("reason")
         if reason and reason not in ORDINARY_WAITING:
-            return reason, waiting.get("message")
-    for condition in status.get("conditions") or ():
-        if condition.get("type") == "PodScheduled" and condition.get("status") == "False":
-            return condition.get("reason") or "Unschedulable", condition.get("message")
-    return None, None
+            return reason, waiting.get("message"), entry.get("image")
+    scheduled = conditions.get("PodScheduled", {})
+    if scheduled.get("status") == "False":
+        return scheduled.get("reason") or "Unschedulable", scheduled.get("message"), None
+    return None, None, None
 
 
 def _shortened(message: str) -> str:
@@ -223,29 +258,38 @@ def _shortened(message: str) -> str:
 
 
 def _last_words(
-    status: Mapping[str, Any], container_statuses: Iterable[Mapping[str, Any]], terminated: Mapping[str, Any] | None
+    status: Mapping[str, Any], containers: Iterable[Mapping[str, Any]], terminated: Mapping[str, Any] | None
 ) -> str | None:
     """What is known of an end: the agent's termination message, another container's, the kubelet's reason, in this order."""
     if terminated and terminated.get("message"):
         return str(terminated["message"])
-    for entry in [*(status.get("initContainerStatuses") or ()), *container_statuses]:
+    for entry in containers:
         other = (entry.get("state") or {}).get("terminated") or {}
         if other.get("exitCode"):
             words = other.get("message") or other.get("reason")
             if words:
                 return f"container {entry.get('name')}: {words}"
-    return status.get("message") or status.get("reason") or (terminated or {}).get("reason")
+    own = (terminated or {}).get("reason")
+    # Each process that exits with 0 gets that word; it says nothing of one that left none itself.
+    return status.get("message") or status.get("reason") or (own if own != COMPLETED else None)
 
 
-def _ready_changed(status: Mapping[str, Any], *to: str) -> datetime | None:
-    """When the Ready condition became what it is, if that is one of ``to``."""
-    for condition in status.get("conditions") or ():
-        if condition.get("type") == "Ready":
-            return _time(condition.get("lastTransitionTime")) if condition.get("status") in to else None
-    return None
+def _end_reason(status: Mapping[str, Any], conditions: Conditions, terminated: Mapping[str, Any] | None) -> str | None:
+    """The most telling word: the pod's own, the container's, that of whoever had the pod go (Kubernetes gives such a pod no reason of its own)."""
+    own = (terminated or {}).get("reason")
+    target = conditions.get("DisruptionTarget", {})
+    if target.get("status") == "True" and (own is None or own in GENERAL_REASONS):
+        own = target.get("reason") or own
+    return status.get("reason") or own
 
 
-def _finished_at(status: Mapping[str, Any], terminated: Mapping[str, Any] | None, phase: str) -> datetime | None:
+def _changed(conditions: Conditions, kind: str, *to: str) -> datetime | None:
+    """When a condition became what it is, if that is one of ``to``."""
+    condition = conditions.get(kind, {})
+    return _time(condition.get("lastTransitionTime")) if condition.get("status") in to else None
+
+
+def _finished_at(conditions: Conditions, terminated: Mapping[str, Any] | None, phase: str) -> datetime | None:
     if terminated:
         finished = _time(terminated.get("finishedAt"))
         if finished:
@@ -253,7 +297,7 @@ def _finished_at(status: Mapping[str, Any], terminated: Mapping[str, Any] | None
     if phase not in ("Failed", "Succeeded"):
         return None
     # Evicted or lost with its node: no container says when, the conditions do.
-    changes = [_time(condition.get("lastTransitionTime")) for condition in status.get("conditions") or ()]
+    changes = [_time(condition.get("lastTransitionTime")) for condition in conditions.values()]
     return max((change for change in changes if change), default=None)
 
 

@@ -723,6 +723,41 @@ async def test_a_worker_without_its_provider_ends_the_call_that_goes_through_it(
     assert errors[-1] == "AssemblyAISTTService: authentication: refused"
 
 
+@pytest.mark.parametrize(("replaced", "reason"), [(True, None), (False, Reason.PROVIDER_FAILED)])
+async def test_a_worker_that_has_finished_is_missed_where_no_other_has_taken_its_turn(
+    call: Call, monkeypatch: pytest.MonkeyPatch, *, replaced: bool, reason: Reason | None
+) -> None:
+    other = Answering(call)
+    await call.join()
+    await call.caller_comes()
+    await other.fail()
+    monkeypatch.setattr(other.worker, "has_finished", lambda: True)
+    if replaced:
+        Answering(call)
+    call.time.pass_to(6)
+    assert call.session.reason is reason
+
+
+async def test_a_pipeline_with_which_a_bot_goes_on_carries_the_call(
+    call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await call.join()
+    await call.caller_comes()
+    monkeypatch.setattr(call.worker, "has_finished", lambda: True)
+    service = AssemblyAISTTService(api_key="a-key")
+    again = PipelineWorker(Pipeline([call.transport.input(), service, call.transport.output()]))
+    call.session.attach(again)
+    await again._heartbeat_queue.put(HeartbeatFrame(timestamp=0))
+    call.time.pass_to(59)
+    assert call.session.reason is None
+    await service.set_usable(False)
+    error = ErrorFrame("refused", processor=call.transport.input(), category=ErrorCategory.AUTHENTICATION)
+    await call.tell(again, "on_pipeline_error", error)
+    assert call.session.so_far(Reason.CANCELLED).errors == ("LiveKitInputTransport: authentication: refused",)
+    call.time.pass_to(70)
+    assert call.session.reason is Reason.STUCK
+
+
 async def test_an_error_that_comes_over_the_bus_counts_once(call: Call) -> None:
     await Answering(call).fail()
     name = 'voicepool_agent_errors_total{category="authentication",processor="AssemblyAISTTService"}'

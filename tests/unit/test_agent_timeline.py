@@ -71,6 +71,14 @@ def test_a_voice_that_is_late_catches_up_in_its_pauses_and_loses_no_word() -> No
     assert np.flatnonzero(samples == 1000)[-1] / RATE < 16 + JOINED_SECONDS + 0.1
 
 
+def test_a_voice_that_is_late_keeps_the_moments_within_a_word_in_which_it_is_quiet() -> None:
+    voice, piece = Voice(catches_up=True), RATE // 100
+    for _ in range(5):
+        for level in (*[1000] * 20, *[20] * 8):
+            voice.add(np.full(piece, level, np.int16), 0)
+    assert voice.end == 5 * 28 * piece
+
+
 @given(st.lists(st.tuples(st.integers(1, RATE), st.integers(0, 3 * RATE), st.booleans()), max_size=30))
 def test_nothing_is_lost_and_nothing_comes_too_early(pieces: list[tuple[int, int, bool]]) -> None:
     voice, now, given_samples, taken = Voice(), 0, 0, [np.zeros(0, np.int16)]

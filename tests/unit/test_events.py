@@ -18,9 +18,9 @@ from voicepool.events import (
     Note,
     build_event,
     condition_notes,
+    deadline_note,
     happenings,
     note_of,
-    start_deadline_note,
     startup_phases_seconds,
 )
 from voicepool.kube.api import EVENTS, Forbidden, Json
@@ -165,7 +165,11 @@ class TestNotes:
         assert note.message.endswith("(crashed, exit code 1): GROQ_API_KEY is not set")
 
     def test_a_deadline_is_told_with_what_to_look_at(self) -> None:
-        assert "readiness probe, or its log" in start_deadline_note("demo-0", 120).message
+        assert "readiness probe, or its log" in deadline_note("demo-0", 120, was_warm=False).message
+
+    def test_a_pod_that_was_warm_and_is_not_again_in_time_is_no_failed_start(self) -> None:
+        note = deadline_note("demo-0", 120, was_warm=True)
+        assert (note.reason, note.message.startswith("Warm pod demo-0 has not been Ready")) == ("WarmPodDied", True)
 
 
 def status(**conditions: str) -> Json:

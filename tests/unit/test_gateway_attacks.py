@@ -18,6 +18,9 @@ from tests.unit.gateways import API_KEY, World, settings, world
 from voicepool.gateway.server import http_config
 
 KEY = f"X-API-Key: {API_KEY}\r\n"
+ANSWER_SECONDS = 10.0
+WAITS_SECONDS = 0.5
+"""A gateway that has answered and says no more for so long waits for the next request."""
 
 
 class Target:
@@ -33,9 +36,8 @@ class Target:
         try:
             writer.write(request.encode("latin-1"))
             with contextlib.suppress(TimeoutError, ConnectionResetError):
-                async with asyncio.timeout(0.5):
-                    while part := await reader.read(65536):
-                        answer += part
+                while part := await asyncio.wait_for(reader.read(65536), WAITS_SECONDS if answer else ANSWER_SECONDS):
+                    answer += part
         finally:
             writer.close()
         return answer

@@ -458,6 +458,45 @@ async def test_a_pool_tells_its_counts_and_its_sessions(here: World) -> None:
         assert (names["pool"]["warm"], names["pool"]["bound"], names["pool"]["ended"]) == (1, 0, 1)
 
 
+async def test_a_session_that_never_reached_its_agent_is_over_for_those_who_follow_the_pool(here: World) -> None:
+    gateway = await here.gateway()
+    async with served(gateway) as address, reading(address, "/v1/agents/demo/events") as it:
+        session, pod, _ = await started(here, gateway)
+        exited = {"terminated": {"exitCode": 0, "reason": "Completed", "finishedAt": "2026-03-01T12:00:00Z"}}
+        here.kube.edit(
+            PODS,
+            pod,
+            {
+                "metadata": {"deletionTimestamp": "2026-03-01T12:00:00Z"},
+                "status": {
+                    "phase": "Succeeded",
+                    "containerStatuses": [{"name": "agent", "ready": False, "state": exited}],
+                },
+            },
+        )
+        async with asyncio.timeout(5):
+            while (event := await it.next()) is None or event.name != "session.dropped":
+                assert event is not None
+        assert (event.data["sessionId"], event.data["reason"]) == (session, "undelivered")
+
+
+async def test_a_credential_that_is_withdrawn_from_streams_is_not_guessed(here: World) -> None:
+    gateway = await here.gateway(heartbeat_seconds=0.1, set_to={"failed_authentications_per_minute": 1})
+    session, _, _ = await started(here, gateway)
+    path = f"/v1/agents/demo/sessions/{session}"
+    async with served(gateway) as address, contextlib.AsyncExitStack() as stack:
+        readings = [await stack.enter_async_context(reading(address, path + "/events")) for _ in range(3)]
+        (here.folder / "keys" / "everything").unlink()
+        async with asyncio.timeout(5):
+            for it in readings:
+                await it.rest()
+        async with (
+            aiohttp.ClientSession() as http,
+            http.get(address + path, headers={"X-API-Key": SCOPED_KEY}) as other,
+        ):
+            assert other.status in (200, 403)
+
+
 async def test_an_unknown_pool_tells_nothing(here: World) -> None:
     client = (await here.gateway()).client
     assert (await client.get("/v1/agents/nowhere/events", headers=AUTHORIZED)).status_code == 404

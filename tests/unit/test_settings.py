@@ -52,6 +52,13 @@ def test_each_bad_variable_is_named_with_what_is_wrong() -> None:
     assert any(line.startswith("VOICEPOOL_WORKERS:") and "1" in line for line in lines)
 
 
+def test_a_setting_that_follows_from_others_is_not_wrong_because_they_are() -> None:
+    with pytest.raises(SettingsError) as caught:
+        GatewaySettings.from_environment({"VOICEPOOL_LIVEKIT_FOLDER": "/etc/livekit", "VOICEPOOL_LOG_LEVEL": "LOUD"})
+    named = {line.partition(":")[0] for line in str(caught.value).splitlines()}
+    assert named == {f"VOICEPOOL_{name}" for name in ("LOG_LEVEL", "ASSIGNMENT_PRIVATE_KEY_FILE", "API_KEYS_FOLDER")}
+
+
 def test_a_lease_has_a_name_and_a_namespace_or_there_is_none() -> None:
     lease = {"VOICEPOOL_LEASE_NAME": "voicepool-operator", "VOICEPOOL_LEASE_NAMESPACE": "voicepool"}
     assert OperatorSettings.from_environment(KEY | lease).lease_name == "voicepool-operator"

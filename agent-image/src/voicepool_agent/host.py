@@ -55,6 +55,9 @@ ABANDON_SECONDS = 2.0
 EXIT_SECONDS = CANCEL_SECONDS + ABANDON_SECONDS + 1.0
 """What has to be left of the pod's grace when the last words are over."""
 
+OTHERS_SECONDS = 0.1
+"""The least that the other workers have when the pipelines with callers have finished."""
+
 LEAVE_SECONDS = 0.5
 """For LiveKit's client to tell its server that the agent leaves, when the event loop can no longer wait for it."""
 
@@ -445,7 +448,7 @@ class Host:
     async def _note_joined(self, session: Session) -> None:
         await session.joined.wait()
         self._enter(State.JOINED)
-        await self._end_others(self._settings.caller_left_grace_seconds)
+        await self._end_others()
 
     async def _end_bot(self, session: Session, bot: asyncio.Task[None]) -> None:
         from pipecat.frames.frames import CancelFrame
@@ -495,10 +498,14 @@ class Host:
             await worker.flush_pipeline()  # the end goes straight through, and would overtake the last words
         await worker.stop_when_done()  # type: ignore[no-untyped-call]
 
-    async def _end_others(self, grace_seconds: float = 0.0) -> None:
+    async def _end_others(self) -> None:
         """When all pipelines with callers have finished, end the other workers, for which Pipecat's runner waits as well."""
-        await asyncio.gather(*(worker.wait() for worker in self._workers))
-        await asyncio.sleep(grace_seconds)
+        finished = False
+        while not finished:
+            await asyncio.gather(*(worker.wait() for worker in self._workers))
+            # That is before what the bot does at a pipeline's end, which may be to go on with another one.
+            await asyncio.sleep(max(self._settings.caller_left_grace_seconds, OTHERS_SECONDS))
+            finished = all(worker.has_finished() for worker in self._workers)
         if self._runner is not None:
             await self._runner.cancel(reason="the call is over")
 
@@ -532,9 +539,13 @@ class Host:
         return None
 
     def _listen(self, session: Session, worker: PipelineWorker) -> None:
+        from voicepool_agent import pipecat_private
+
         try:
             if self._recording is not None:
                 self._recording.attach(worker)
+            if pipecat_private.livekit_transports(worker) and worker not in self._workers:
+                self._workers.append(worker)  # the bot goes on with another pipeline
             session.attach(worker)  # last, so that nothing counts as played before somebody hears it
         except Exception as error:
             session.fail(Reason.BOT_FAILED, f"cannot listen to the pipeline: {type(error).__name__}: {error}")

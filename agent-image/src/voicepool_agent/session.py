@@ -150,6 +150,8 @@ class Session:
         worker.add_event_handler("on_pipeline_started", self._on_started)
         worker.add_event_handler("on_pipeline_error", self._on_error)
         worker.add_event_handler("on_idle_timeout", self._on_idle)
+        if pipecat_private.livekit_transports(worker) and worker not in self._workers:
+            self._workers.append(worker)
         pipecat_private.measure(worker)
         pipecat_private.limit_silence(worker, self._settings.idle_timeout_seconds)
         self._feel(worker)
@@ -324,7 +326,7 @@ class Session:
         processor = type(frame.processor).__name__ if frame.processor else "pipeline"
         category = frame.category.value if frame.category else "unknown"
         others = [one for other in self._pulses if other is not worker for one in pipecat_private.processors(other)]
-        if frame.processor in others:
+        if frame.processor in others and frame.processor not in set(pipecat_private.processors(worker)):
             return  # it has come over the bus, and is told by its own worker as well
         self._metrics.errors.labels(processor, category).inc()
         self.note(f"{processor}: {category}: {frame.error}")
@@ -404,7 +406,9 @@ class Session:
     @property
     def _carriers(self) -> list[PipelineWorker]:
         """The workers that the call goes through now: those with its transports, and those that answer them over the bus."""
-        return [*self._workers, *(one for one in self._pulses if pipecat_private.works_over_bus(one) and one.active)]
+        active = [one for one in self._pulses if pipecat_private.works_over_bus(one) and one.active]
+        # One that has finished may have been replaced by another one; where none has, the call lacks it.
+        return [*self._workers, *([one for one in active if not one.has_finished()] or active)]
 
     def _unusable(self, counts: Callable[[FrameProcessor], bool] = lambda _processor: True) -> str:
         """The names of processors that can no longer do their work, of those that count; empty when there is none."""

@@ -18,8 +18,8 @@ RATE = 16_000
 JOINED_SECONDS = 0.2
 """Pieces that are no further apart belong together: a network is not a metronome."""
 
-QUIET_RMS = 200.0
-"""Loudness (root mean square of 16-bit samples) below which a piece is a pause."""
+QUIET_RMS = 100.0
+"""Loudness (root mean square of 16-bit samples) below which nobody speaks."""
 
 Samples = NDArray[np.int16]
 
@@ -35,6 +35,8 @@ class Voice:
         self._catches_up = catches_up
         self._kept = np.zeros(0, np.int16)
         self._taken = 0
+        self._quiet = 0
+        """For how many samples it has been late, and said nothing."""
 
     @property
     def end(self) -> int:
@@ -44,7 +46,9 @@ class Voice:
     def add(self, samples: Samples, at: int) -> None:
         """Add a piece at a moment, or right behind the last one if that was just before or is still to come."""
         silence = at - self.end
-        if self._catches_up and silence < -JOINED_SECONDS * RATE and _is_quiet(samples):
+        late = self._catches_up and silence < -JOINED_SECONDS * RATE
+        self._quiet = self._quiet + len(samples) if late and _is_quiet(samples) else 0
+        if self._quiet > JOINED_SECONDS * RATE:  # a pause, and not within a word
             return
         if silence < JOINED_SECONDS * RATE:
             silence = 0

@@ -28,10 +28,10 @@ from voicepool.events import (
     Kind,
     Note,
     condition_notes,
+    deadline_note,
     happenings,
     is_hit,
     note_of,
-    start_deadline_note,
     startup_phases_seconds,
 )
 from voicepool.kube.api import (
@@ -576,6 +576,7 @@ class Controller:
 
     async def _delete_all(self, namespace: str, pool: str, deletes: Sequence[PodDelete]) -> list[KubeApiError]:
         async def delete(item: PodDelete) -> None:
+            known = self._pods.get(namespace, item.name)
             # The watch may show the end before the delete is answered.
             self._deleted.add(item.uid)
             try:
@@ -604,10 +605,13 @@ class Controller:
                 raise
             self._metrics.deletes.labels(namespace, pool, item.reason.value).inc()
             if item.reason is DeleteReason.STARTUP_DEADLINE:
-                self._metrics.start_failures.labels(namespace, pool, "deadline").inc()
+                was_warm = known is not None and known.once_ready
+                counter = self._metrics.warm_deaths if was_warm else self._metrics.start_failures
+                counter.labels(namespace, pool, "deadline").inc()
                 fact = self._pools.get((namespace, pool))
                 if fact is not None:
-                    self._tell(fact, start_deadline_note(item.name, fact.spec.startup.deadline_seconds))
+                    seconds = fact.spec.startup.deadline_seconds
+                    self._tell(fact, deadline_note(item.name, seconds, was_warm=was_warm))
             self._pods.update(namespace, item.name, item.uid, lambda pod: dataclasses.replace(pod, deleting=True))
 
         failures: list[KubeApiError] = []

@@ -96,13 +96,18 @@ class Note:
     message: str
 
 
+def reason_of_vanishing(pod: PodFact) -> str:
+    """Why a bound pod is gone of which no end was seen, by what was last seen of it."""
+    return DROP_REASONS.get(pod.end_reason or "", "deleted")
+
+
 def happenings(old: PodFact | None, new: PodFact | None) -> tuple[Happening, ...]:
     """What happened between two looks at one pod; None is "not there"."""
     if old is None or (new is not None and new.uid != old.uid):
         return ()
     if new is None:
         if old.state is BindState.BOUND and not old.finished:
-            return (Happening(Kind.SESSION_DROPPED, old, DROP_REASONS.get(old.end_reason or "", "deleted")),)
+            return (Happening(Kind.SESSION_DROPPED, old, reason_of_vanishing(old)),)
         return ()
     result: list[Happening] = []
     if new.once_ready and not old.once_ready:
@@ -197,8 +202,11 @@ def note_of(happening: Happening) -> Note | None:
     return None
 
 
-def start_deadline_note(pod_name: str, deadline_seconds: int) -> Note:
-    """A pod was deleted because it did not become Ready in time."""
+def deadline_note(pod_name: str, deadline_seconds: int, *, was_warm: bool) -> Note:
+    """A pod was deleted because it did not become Ready in time, or again."""
+    if was_warm:
+        message = f"Warm pod {pod_name} has not been Ready for {deadline_seconds} s and is replaced; its node, its readiness probe, or its log, says why"
+        return Note("Warning", "WarmPodDied", "Wait", message)
     message = f"Pod {pod_name} was not Ready within {deadline_seconds} s and is replaced; its readiness probe, or its log, says why"
     return Note("Warning", "StartupDeadlineExceeded", "Start", message)
 

@@ -62,6 +62,9 @@ class Settings(BaseModel):
         except ValidationError as error:
             lines = []
             for problem in error.errors(include_url=False):
+                if problem["type"] == "default_factory_not_called":
+                    # It follows from another one.
+                    continue
                 if not problem["loc"]:
                     lines.append(problem["msg"].removeprefix("Value error, "))
                     continue

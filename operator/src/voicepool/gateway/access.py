@@ -44,13 +44,16 @@ class Access:
         self._oidc = oidc
         self._reviews = reviews
 
-    async def authenticate(self, *, api_key: str | None, bearer: str | None, address: str) -> Caller:
+    async def authenticate(
+        self, *, api_key: str | None, bearer: str | None, address: str, may_be_guess: bool = True
+    ) -> Caller:
         """Whose request this is.
 
         Args:
             api_key: of the header ``X-API-Key``, which goes first.
             bearer: of the header ``Authorization``.
             address: where the request comes from.
+            may_be_guess: count it against the address if it is wrong; not so one that was good before.
 
         Raises:
             Unauthenticated: nobody's.
@@ -68,14 +71,16 @@ class Access:
         if self._oidc is not None and claims is not None and claims.get("iss") == self._oidc.issuer:
             # A signature cannot be guessed, and looking at one asks nobody: no limit.
             return await self._oidc.authenticate(credential)
-        self._failures.check(address, credential)
+        if may_be_guess:
+            self._failures.check(address, credential)
         try:
             if claims is None:
                 caller = self._keys.authenticate(credential)
             else:
                 caller = await self._reviewed(credential, claims)
         except Unauthenticated:
-            self._failures.wrong(address)
+            if may_be_guess:
+                self._failures.wrong(address)
             raise
         self._failures.good(address, credential)
         return caller

@@ -9,7 +9,7 @@ from typing import Any
 
 from voicepool.agents import AgentStatus
 from voicepool.binding import is_candidate
-from voicepool.events import Kind, happenings
+from voicepool.events import Kind, happenings, reason_of_vanishing
 from voicepool.gateway.changes import Change, Follower
 from voicepool.gateway.options import GatewayOptions
 from voicepool.gateway.records import session_record, session_state
@@ -24,6 +24,7 @@ TOLD: Mapping[Kind, str] = {
     Kind.SESSION_STARTED: "session.started",
     Kind.SESSION_ENDED: "session.ended",
     Kind.SESSION_DROPPED: "session.dropped",
+    Kind.SESSION_UNDELIVERED: "session.dropped",
 }
 """What the events of a pool are called."""
 
@@ -88,7 +89,8 @@ async def _ask_later(pod: PodFact, state: str, ask: AskAgent, options: GatewayOp
 
 def _vanished(pod: PodFact) -> SessionRecord:
     record = session_record(dataclasses.replace(pod, phase="Failed"))
-    return record.model_copy(update={"completion_status": "dropped", "end_state": "agent_error", "reason": "deleted"})
+    reason = reason_of_vanishing(pod)
+    return record.model_copy(update={"completion_status": "dropped", "end_state": "agent_error", "reason": reason})
 
 
 async def pool_news(

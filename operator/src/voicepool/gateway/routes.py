@@ -60,7 +60,7 @@ async def services_of(request: Request) -> Services:
 Injected = Annotated[Services, Depends(services_of)]
 
 
-async def _caller(request: Request) -> Caller:
+async def _caller(request: Request, *, may_be_guess: bool = True) -> Caller:
     services = await services_of(request)
     if not services.options.authentication:
         return ANONYMOUS
@@ -69,6 +69,7 @@ async def _caller(request: Request) -> Caller:
         api_key=await _api_key(request),
         bearer=bearer.credentials if bearer else None,
         address=request.client.host if request.client else "",
+        may_be_guess=may_be_guess,
     )
 
 
@@ -178,7 +179,7 @@ def still_may_use(request: Request, key: PoolKey) -> StillMay:
 
     async def still_may() -> bool:
         try:
-            await (await _caller(request)).require(*key)
+            await (await _caller(request, may_be_guess=False)).require(*key)
         except (Unauthenticated, NotAllowed):
             return False
         except GatewayError:

@@ -73,7 +73,7 @@ async def session_events(
 @router.get(
     "/v1/agents/{pool}/events",
     response_class=Response,
-    responses=merged(OF_A_POOL, STREAM, events("pool", *TOLD.values())),
+    responses=merged(OF_A_POOL, STREAM, events("pool", *dict.fromkeys(TOLD.values()))),
 )
 async def pool_events(request: Request, services: Injected, caller: Authenticated, pool: str) -> Response:
     """A pool's counts whenever they change (`pool`), and its sessions: `session.started`, `session.ended`, `session.dropped`."""

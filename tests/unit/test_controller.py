@@ -721,8 +721,16 @@ async def test_starts_that_fail_are_told_with_the_agents_words(server: ApiServer
         assert it.value("voicepool_start_failures_total", **labels) == 2
 
 
-@pytest.mark.parametrize("was_warm", [True, False])
-async def test_a_pod_that_is_not_ready_in_time_is_told_as_what_it_was(server: ApiServer, *, was_warm: bool) -> None:
+@pytest.mark.parametrize(
+    ("was_warm", "reason", "metric"),
+    [
+        (True, "WarmPodDied", "voicepool_warm_pod_deaths_total"),
+        (False, "StartupDeadlineExceeded", "voicepool_start_failures_total"),
+    ],
+)
+async def test_a_pod_that_is_not_ready_in_time_is_told_as_what_it_was(
+    server: ApiServer, *, was_warm: bool, reason: str, metric: str
+) -> None:
     put_pool(server, replicas=1)
     async with recording(server) as it:
         await until(lambda: len(server.names(PODS)) == 1)
@@ -730,21 +738,11 @@ async def test_a_pod_that_is_not_ready_in_time_is_told_as_what_it_was(server: Ap
         if was_warm:
             it.become_warm(name)
         since = server.now - timedelta(hours=1)
-        agent = {
-            "name": "agent",
-            "ready": False,
-            "state": {"running": {"startedAt": (since - timedelta(hours=1)).isoformat()}},
-        }
-        if not was_warm:
-            agent["state"] = {"running": {"startedAt": since.isoformat()}}
+        started = since - timedelta(hours=was_warm)
+        agent = {"name": "agent", "ready": False, "state": {"running": {"startedAt": started.isoformat()}}}
         server.objects[("pods", "calls", name)]["metadata"]["creationTimestamp"] = since.isoformat()
         ready = {"type": "Ready", "status": "False", "lastTransitionTime": since.isoformat()}
         server.change(PODS, name, status={"phase": "Running", "containerStatuses": [agent], "conditions": [ready]})
-        reason, metric = (
-            ("WarmPodDied", "voicepool_warm_pod_deaths_total")
-            if was_warm
-            else ("StartupDeadlineExceeded", "voicepool_start_failures_total")
-        )
         await until(lambda: reason in told(server))
         assert it.value(metric, namespace="calls", pool="demo", reason="deadline") == 1
 

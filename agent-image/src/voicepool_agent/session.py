@@ -325,8 +325,8 @@ class Session:
     async def _on_error(self, worker: PipelineWorker, frame: ErrorFrame) -> None:
         processor = type(frame.processor).__name__ if frame.processor else "pipeline"
         category = frame.category.value if frame.category else "unknown"
-        others = [one for other in self._pulses if other is not worker for one in pipecat_private.processors(other)]
-        if frame.processor in others and frame.processor not in set(pipecat_private.processors(worker)):
+        owners = [one for one in self._pulses if frame.processor in set(pipecat_private.processors(one))]
+        if owners and worker not in owners:
             return  # it has come over the bus, and is told by its own worker as well
         self._metrics.errors.labels(processor, category).inc()
         self.note(f"{processor}: {category}: {frame.error}")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import uvloop
 
-from voicepool.controller import pod_informer
+from voicepool.copies import pod_informer
 from voicepool.kube.api import PODS
 from voicepool.kube.client import AiohttpKubeApi, load_connection, make_session
 from voicepool.main import calm_garbage_collector

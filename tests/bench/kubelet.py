@@ -10,8 +10,8 @@ from collections.abc import AsyncIterator, Collection
 from tests.bench.world import World, until
 from voicepool.kube.api import PODS
 from voicepool.kube.convert import pod_from_json
-from voicepool.kube.informer import Informer, Key
-from voicepool.model import LABEL_POOL, BindState, PodFact
+from voicepool.kube.informer import Informer
+from voicepool.model import LABEL_POOL, BindState, Key, PodFact
 
 
 class Kubelet:

@@ -19,7 +19,7 @@ from tests.bench.figures import Figure, over_rounds, per_event
 from tests.bench.processes import Child
 from tests.bench.report import Row, number
 from tests.bench.world import World, in_parallel, load_average, ready_status
-from voicepool.controller import pod_informer
+from voicepool.copies import pod_informer
 from voicepool.kube.api import PODS
 from voicepool.kube.client import event_reader
 from voicepool.kube.convert import AGENT_PODS

@@ -10,6 +10,7 @@ from typing import Any
 from unittest.mock import patch
 
 from voicepool import controller, plan
+from voicepool.budgets import BudgetKeeper
 from voicepool.controller import Controller
 from voicepool.gateway.allocator import Allocator
 from voicepool.gateway.binder import Binder
@@ -137,7 +138,7 @@ MUTANTS: dict[str, Callable[[], contextlib.AbstractContextManager[None]]] = {
     ),
     "silent node": _without(convert, "_is_cut_off", 'get("status") == "True")', 'get("status") == "")'),
     "stale budget": _without(
-        Controller, "_keep_budget", ", *await _together([self._read_budget(namespace, name)])", ""
+        BudgetKeeper, "keep", "self._copy.apply(await self._api.get(BUDGETS, namespace, name))", "pass"
     ),
     "unseen call": _without(Controller, "_clean_up_after", "if await self._has_calls(key):", "if False:"),
     "waiter": _without(Allocator, "_serve", "if waiter.future.done():", "if False:"),

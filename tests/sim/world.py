@@ -17,7 +17,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from prometheus_client import CollectorRegistry
 
-from voicepool.controller import Controller, ControllerSettings, PoolStore, budget_informer, pod_informer
+from voicepool.controller import Controller, ControllerSettings
+from voicepool.copies import PoolStore, budget_informer, pod_informer
 from voicepool.gateway.allocator import Allocator
 from voicepool.gateway.assignments import Signer
 from voicepool.gateway.errors import GatewayError

@@ -16,14 +16,9 @@ from tests.unit.api_server import ApiServer, until
 
 from voicepool import controller as controller_module
 from voicepool import queue as queue_module
-from voicepool.controller import (
-    WRITES_IN_A_TURN,
-    Controller,
-    ControllerSettings,
-    PoolStore,
-    budget_informer,
-    pod_informer,
-)
+from voicepool import template_check
+from voicepool.controller import WRITES_IN_A_TURN, Controller, ControllerSettings
+from voicepool.copies import PoolStore, budget_informer, pod_informer
 from voicepool.disruption import budget
 from voicepool.events import Happening
 from voicepool.kube.api import (
@@ -361,7 +356,7 @@ async def test_a_refused_template_is_told_and_checked_again_later(
         await until(lambda: it.condition("TemplateValid").get("status") == "False")
         assert "imagee" in it.condition("Ready")["message"]
         assert not server.names(PODS)
-        monkeypatch.setattr(controller_module, "TEMPLATE_RECHECK_SECONDS", 0.0)
+        monkeypatch.setattr(template_check, "TEMPLATE_RECHECK_SECONDS", 0.0)
         it.controller.queue.add(KEY)
         await until(lambda: len(server.names(PODS)) == 2)
         await until(lambda: it.condition("TemplateValid").get("status") == "True")
@@ -377,7 +372,7 @@ async def test_a_create_that_a_quota_forbids_is_told(server: ApiServer) -> None:
 async def test_rights_that_an_api_server_does_not_know_yet_hold_a_pool_up_for_a_moment_only(
     server: ApiServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(controller_module, "RIGHTS_RECHECK_SECONDS", 0.0)
+    monkeypatch.setattr(template_check, "RIGHTS_RECHECK_SECONDS", 0.0)
     put_pool(server)
     words = 'pods is forbidden: User "operator" cannot create resource "pods" in API group "" in the namespace "calls"'
     server.failures["create"] = [Forbidden(words, status=403)]
@@ -678,7 +673,7 @@ async def test_a_session_is_counted_once_when_the_answer_to_the_status_is_lost(
             await until(lambda looked=looked: it.value("voicepool_reconcile_seconds_count", outcome="ok") > looked + 1)
             assert it.status()["sessions"]["started"] == count
         assert next(losses, None) is None, "no answer was lost"
-        await until(lambda: not it.controller._sessions[KEY])
+        await until(lambda: not it.controller._session_counts.waits(KEY))
 
 
 async def test_a_session_that_is_counted_while_the_status_is_in_doubt_is_not_forgotten(server: ApiServer) -> None:

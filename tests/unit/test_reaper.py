@@ -14,7 +14,8 @@ from tests.unit.test_lease import virtual
 
 from voicepool.agents import AgentStatus
 from voicepool.binding import DELIVERY_DEADLINE_SECONDS
-from voicepool.controller import Controller, ControllerSettings, PoolStore, pod_informer
+from voicepool.controller import Controller, ControllerSettings
+from voicepool.copies import PoolStore, pod_informer
 from voicepool.gateway.options import GatewayOptions
 from voicepool.kube.api import EVENTS, PODS, POOLS, Json, ServerFault
 from voicepool.kube.convert import pool_from_json

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -153,6 +154,7 @@ def subclasses(root: type[T]) -> Iterator[type[T]]:
         yield from subclasses(one)
 
 
+@functools.cache
 def classes_of_codes() -> dict[str, set[str]]:
     """The gateway's codes, and the classes that say them."""
     found: dict[str, set[str]] = {}

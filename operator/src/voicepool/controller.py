@@ -1,6 +1,6 @@
 """Does what ``plan()`` decided: takes a pool from the queue, plans, creates and deletes, writes the status.
 
-The only writer of the operator; :meth:`Controller.watch` writes nothing and runs everywhere, :meth:`Controller.work` runs where the Lease is.
+:meth:`Controller.watch` writes nothing and runs everywhere, :meth:`Controller.work` runs where the Lease is.
 Invariants: it decides nothing by itself; every delete carries the preconditions of its plan, and a create or
 delete that lost a race is dropped quietly, since the next look sees what happened; its own writes are in the pods' copy before the pool is
 planned again; the status is written only when it changed, in the version of the pool that it was made from, and not more often than every
@@ -13,15 +13,16 @@ import asyncio
 import dataclasses
 import logging
 import random
-from collections import Counter, defaultdict
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import Any
 
 from voicepool.agents import AgentStatus
 from voicepool.binding import drain_patch, take_over_patch
-from voicepool.disruption import BudgetFact, budget, budget_change, budget_name, budget_spec
+from voicepool.budgets import BudgetKeeper
+from voicepool.copies import BY_POOL, PoolStore
+from voicepool.disruption import BudgetFact
 from voicepool.events import (
     UNDELIVERED,
     Happening,
@@ -35,7 +36,6 @@ from voicepool.events import (
     startup_phases_seconds,
 )
 from voicepool.kube.api import (
-    BUDGETS,
     PODS,
     POOLS,
     AlreadyExists,
@@ -49,10 +49,10 @@ from voicepool.kube.api import (
     Unprocessable,
     pages,
 )
-from voicepool.kube.convert import AGENT_PODS, budget_from_json, pod_from_json, pool_from_json
-from voicepool.kube.informer import Informer, Key
+from voicepool.kube.convert import pod_from_json, pool_from_json
+from voicepool.kube.informer import Informer
 from voicepool.metrics import POD_STATES, OperatorMetrics
-from voicepool.model import LABEL_POOL, LABEL_STATE, BindState, Disruption, PodFact, PoolFact
+from voicepool.model import LABEL_POOL, LABEL_STATE, BindState, Disruption, Key, PodFact, PoolFact
 from voicepool.numbers import UsedNumbers
 from voicepool.plan import (
     DeleteReason,
@@ -66,25 +66,21 @@ from voicepool.plan import (
     plan,
     taken_over,
 )
-from voicepool.podspec import PodSettings, build_pod, pod_name, template_hash
+from voicepool.podspec import PodSettings, build_pod
 from voicepool.pool_watch import PoolWatch
 from voicepool.queue import KeyedQueue
 from voicepool.reaper import Reaper
 from voicepool.recorder import EventRecorder
+from voicepool.session_counts import Count, SessionCounts
 from voicepool.sizing import service_times
+from voicepool.template_check import TemplateCheck
 from voicepool.webhooks import Webhooks, recent
 
 logger = logging.getLogger(__name__)
 
-T = TypeVar("T")
-
 STATUS_INTERVAL_SECONDS = 1.0
 STATUS_INTERVAL_MAX_SECONDS = 300.0
 """Where somebody else writes another status each time: the interval doubles up to this."""
-TEMPLATE_RECHECK_SECONDS = 15.0
-"""A refusal can have a cause outside of the template (a quota, a missing service account), so it is asked about again."""
-RIGHTS_RECHECK_SECONDS = 1.0
-"""An API server that has just started knows nobody's rights for a moment, and callers wait."""
 LOOK_AGAIN_SECONDS = 0.2
 """How long a change of a pod may wait that asks for no pod to be created: it shows in the status, or lets a rollout go on."""
 LIST_AGAIN_SECONDS = 2.0
@@ -96,88 +92,8 @@ WRITES_IN_A_TURN = 128
 """Of creates, and of deletes. Then the pool goes to the end of the queue, so that one that needs thousands does not keep a worker from the others."""
 UNBOUND_GRACE_SECONDS = 30
 """No call runs in a pod that is deleted here, or one whose time is up, so the grace that a call would need does not apply."""
-SESSION_COUNTS = ("started", "hits", "ended", "dropped", "undelivered")
-"""The fields of ``status.sessions`` that count."""
 TAKEN_AWAY = frozenset({DeleteReason.SCALE_DOWN, DeleteReason.ROLLOUT})
 """Reasons for which a pod is deleted that could serve a caller: for them the pool is read again first."""
-BY_POOL = "pool"
-
-
-def pod_informer(
-    api: KubeApi,
-    namespace: str | None,
-    *,
-    on_list: Callable[[str], None] = lambda reason: None,
-    indexes: dict[str, Callable[[PodFact], Any]] | None = None,
-    jitter: random.Random | None = None,
-) -> Informer[PodFact]:
-    """The copy of all agent pods, with the index :data:`BY_POOL` from (namespace, pool) to pods."""
-    return Informer(
-        api,
-        AGENT_PODS,
-        namespace,
-        LABEL_POOL,
-        pod_from_json,
-        indexes={BY_POOL: lambda pod: (pod.namespace, pod.pool), **(indexes or {})},
-        on_list=on_list,
-        jitter=jitter,
-    )
-
-
-def budget_informer(
-    api: KubeApi, namespace: str | None, *, jitter: random.Random | None = None
-) -> Informer[BudgetFact]:
-    """The copy of all pools' PodDisruptionBudgets, with the index :data:`BY_POOL`."""
-    return Informer(
-        api,
-        BUDGETS,
-        namespace,
-        LABEL_POOL,
-        budget_from_json,
-        indexes={BY_POOL: lambda budget: (budget.namespace, budget.pool)},
-        jitter=jitter,
-    )
-
-
-class PoolStore:
-    """The pools as last seen. Filled by watch events, answers to our own writes, and now and then by a full list, which drops what is gone."""
-
-    def __init__(self) -> None:
-        self._pools: dict[Key, PoolFact] = {}
-
-    def __iter__(self) -> Iterator[PoolFact]:
-        return iter(tuple(self._pools.values()))
-
-    def get(self, key: Key) -> PoolFact | None:
-        """The pool, or None."""
-        return self._pools.get(key)
-
-    def apply(self, pool: PoolFact) -> bool:
-        """Take a pool over unless a newer version is here; returns whether anything changed."""
-        key = (pool.namespace, pool.name)
-        known = self._pools.get(key)
-        if known is not None and int(known.resource_version) >= int(pool.resource_version):
-            return False
-        self._pools[key] = pool
-        return True
-
-    def remove(self, key: Key, uid: str) -> bool:
-        """Drop the pool, unless another one has taken its name; returns whether it was here."""
-        known = self._pools.get(key)
-        if known is None or known.uid != uid:
-            return False
-        del self._pools[key]
-        return True
-
-    def replace(self, pools: Iterable[PoolFact], position: int) -> set[Key]:
-        """Take over a full list of that resource version; returns the keys that changed."""
-        listed = {(pool.namespace, pool.name): pool for pool in pools}
-        changed = {key for key, pool in listed.items() if self.apply(pool)}
-        for key, known in list(self._pools.items()):
-            if key not in listed and int(known.resource_version) <= position:
-                del self._pools[key]
-                changed.add(key)
-        return changed
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,20 +109,6 @@ class ControllerSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class _Verdict:
-    """What the API server said about a template."""
-
-    hash: str
-    error: str | None
-    checked_at: float
-
-    def good_for_seconds(self) -> float:
-        """How long a refusal is believed."""
-        ours = self.error is not None and " cannot create resource " in self.error
-        return RIGHTS_RECHECK_SECONDS if ours else TEMPLATE_RECHECK_SECONDS
-
-
-@dataclass(frozen=True, slots=True)
 class _StatusWrite:
     """The last time we wrote a pool's status."""
 
@@ -217,23 +119,12 @@ class _StatusWrite:
     """None where it is not known whether it was stored."""
 
 
-@dataclass(frozen=True, slots=True)
-class _CountsSent:
-    """Counts of sessions on their way into a pool's status. Where the answer is lost, the pool's next version tells whether they came there."""
-
-    resource_version: str
-    """Of the pool from which they were counted on."""
-    counted: Counter[str]
-    told: Mapping[str, int]
-    """What the status says if they came there."""
-
-
 class Controller:
     """Keeps all pools at what their specs say.
 
     Args:
         api: the API server.
-        pods: a running informer from :func:`pod_informer`.
+        pods: a running informer from :func:`voicepool.copies.pod_informer`.
         pools: filled by the caller with watch events; the controller lists now and then.
         pod_settings: what every agent pod gets.
         metrics: where to count.
@@ -242,7 +133,7 @@ class Controller:
         recorder: writes Events; None writes none.
         may_write: asked before a pool is taken up; False leaves it alone, since somebody else works now.
         jitter: source of randomness for the back-off.
-        budgets: a running informer from :func:`budget_informer`; without it the pools get no PodDisruptionBudget.
+        budgets: a running informer from :func:`voicepool.copies.budget_informer`; without it the pools get no PodDisruptionBudget.
         ask_agent: asks the agent of a pod, None when it cannot be asked; without it a bind that was never delivered is not found.
         webhooks: tells somebody else of the sessions; None tells nobody.
     """
@@ -279,7 +170,7 @@ class Controller:
         self._may_write = may_write
         self._asked_for_at: dict[str, float] = {}
         """Pods that are not warm yet, by uid, and when we asked for them."""
-        self._verdicts: dict[Key, _Verdict] = {}
+        self._templates = TemplateCheck(api, pod_settings)
         self._used_numbers: dict[Key, UsedNumbers] = {}
         self._status_writes: dict[Key, _StatusWrite] = {}
         self._seen: set[Key] = set()
@@ -290,18 +181,14 @@ class Controller:
         self._working = False
         self._pools_listed_at = float("-inf")
         self._pool_watch = PoolWatch(lambda: asyncio.get_running_loop().time())
-        self._budgets = budgets
+        self._budgets = BudgetKeeper(api, budgets, metrics, self._add)
         self._reaper = Reaper(pods, ask_agent, self._reap) if ask_agent is not None else None
-        self._sessions: defaultdict[Key, Counter[str]] = defaultdict(Counter)
-        """What happened to sessions of a pool and is not in its status yet."""
-        self._counts_sent: dict[Key, _CountsSent] = {}
+        self._session_counts = SessionCounts()
         self._reaped: set[str] = set()
         """Pods by uid whose agent never got its session, and which we delete."""
         pods.handlers.append(self._pod_changed)
         if self._reaper is not None:
             pods.handlers.append(self._reaper.pod_changed)
-        if budgets is not None:
-            budgets.handlers.append(self._budget_changed)
 
     def pool_changed(self, pool: PoolFact) -> None:
         """A watch showed the pool."""
@@ -349,8 +236,7 @@ class Controller:
                     for happening in recent(self._pods, self._now()):
                         self._webhooks.tell(happening)
                     group.create_task(self._webhooks.run())
-                if self._budgets is not None:
-                    group.create_task(self._when_budgets_are_known(self._budgets))
+                group.create_task(self._when_budgets_are_known())
                 if self._reaper is not None:
                     group.create_task(self._reaper.run())
                 for _ in range(self._settings.workers):
@@ -364,8 +250,7 @@ class Controller:
             self._seen.clear()
             self._asked_for_at.clear()
             self._used_numbers.clear()
-            self._sessions.clear()
-            self._counts_sent.clear()
+            self._session_counts.clear()
             self._status_writes.clear()
             self._doubtful.clear()
             self._deleted.clear()
@@ -378,9 +263,9 @@ class Controller:
         """How long ago a list showed a pool of which the watch has told nothing since; 0 where there is none."""
         return self._pool_watch.owed_for_seconds()
 
-    async def _when_budgets_are_known(self, budgets: Informer[BudgetFact]) -> None:
+    async def _when_budgets_are_known(self) -> None:
         """Pools are filled without waiting for it: missing rights to budgets must not cost any caller an agent."""
-        await budgets.synced.wait()
+        await self._budgets.known()
         self._add_everything()
 
     def _add_everything(self) -> None:
@@ -388,8 +273,8 @@ class Controller:
             self._add((pool.namespace, pool.name))
         for key in self._pods.values_of(BY_POOL):
             self._add(key)  # type: ignore[arg-type]
-        for key in self._budgets.values_of(BY_POOL) if self._budgets is not None else ():
-            self._add(key)  # type: ignore[arg-type]
+        for key in self._budgets.pools():
+            self._add(key)
 
     def _add(self, key: Key) -> None:
         # Nobody would take it out again; whoever begins to work adds everything.
@@ -462,7 +347,7 @@ class Controller:
             await self._clean_up_after(key)
             return
         self._seen.add(key)
-        template = await self._template(pool)
+        template = await self._templates.check(pool)
         pods = self._pods.by(BY_POOL, key)
         names = [pod.name for pod in pods]
         known = self._used_numbers.get(key)
@@ -490,8 +375,8 @@ class Controller:
         if decided.requeue_after_seconds is not None:
             self.queue.add_after(key, decided.requeue_after_seconds)
         if template.error is not None:
-            self.queue.add_after(key, self._verdicts[key].good_for_seconds())
-        failures = await self._keep_budget(key, wanted=pool.spec.disruption is Disruption.NEVER)
+            self.queue.add_after(key, self._templates.asked_again_after_seconds(key))
+        failures = await _together([self._budgets.keep(key, wanted=pool.spec.disruption is Disruption.NEVER)])
         failures += await _together([self._take_over(pod) for pod in calls_taken_over])
         # Callers wait for what is created, nobody for what is deleted.
         failures += await self._create_all(pool, template, decided.creates[:WRITES_IN_A_TURN])
@@ -518,31 +403,6 @@ class Controller:
         self._pools.apply(found)
         return (found.uid, found.generation, found.deleting) == (pool.uid, pool.generation, pool.deleting)
 
-    async def _template(self, pool: PoolFact) -> Template:
-        """The template's hash, and what the API server says to a dry run of it; asked once, and again after a refusal."""
-        key = (pool.namespace, pool.name)
-        hash_ = template_hash(pool, self._pod_settings)
-        time = asyncio.get_running_loop().time()
-        verdict = self._verdicts.get(key)
-        if (
-            verdict is None
-            or verdict.hash != hash_
-            or (verdict.error is not None and time - verdict.checked_at >= verdict.good_for_seconds())
-        ):
-            verdict = _Verdict(hash_, await self._dry_run(pool, hash_), time)
-            self._verdicts[key] = verdict
-        return Template(hash_, verdict.error)
-
-    async def _dry_run(self, pool: PoolFact, hash_: str) -> str | None:
-        body = build_pod(pool, 0, hash_, self._pod_settings)
-        # A name of its own, since the pod with this number may exist.
-        body["metadata"]["name"] = f"{pod_name(pool.name, hash_, 0)}-dry-run"
-        try:
-            await self._api.create(PODS, pool.namespace, body, dry_run=True)
-        except (Unprocessable, Forbidden) as error:
-            return f"The API server refuses a pod of spec.template: {error}"
-        return None
-
     async def _create_all(self, pool: PoolFact, template: Template, creates: Sequence[PodCreate]) -> list[KubeApiError]:
         async def create(item: PodCreate) -> None:
             body = build_pod(pool, item.number, template.hash, self._pod_settings, start_attempt=item.start_attempt)
@@ -554,9 +414,7 @@ class Controller:
                 self._metrics.conflicts.labels("create").inc()
                 return
             except (Unprocessable, Forbidden) as error:
-                self._verdicts[(pool.namespace, pool.name)] = _Verdict(
-                    template.hash, f"The API server refuses a pod: {error}", asyncio.get_running_loop().time()
-                )
+                self._templates.refused(pool, template.hash, f"The API server refuses a pod: {error}")
                 raise
             self._metrics.creates.labels(pool.namespace, pool.name).inc()
             self._asked_for_at[stored["metadata"]["uid"]] = asked_at
@@ -644,7 +502,7 @@ class Controller:
 
     async def _write_status(self, pool: PoolFact, status: Json) -> None:
         key = (pool.namespace, pool.name)
-        counted = self._counts_to_send(key, pool)
+        counted = self._session_counts.to_send(pool)
         if not counted and _shows(pool.status, status):
             return
         time = asyncio.get_running_loop().time()
@@ -661,9 +519,7 @@ class Controller:
         self._status_writes[key] = _StatusWrite(time, interval_seconds, None)
         wanted = status
         if counted:
-            told = {word: count + counted[word] for word, count in _session_counts(pool.status).items()}
-            self._counts_sent[key] = _CountsSent(pool.resource_version, counted, told)
-            wanted = {**status, "sessions": self._sessions_told(pool, told)}
+            wanted = {**status, "sessions": self._sessions_told(pool, self._session_counts.send(pool, counted))}
         try:
             stored = await self._api.merge_patch(
                 POOLS,
@@ -683,9 +539,8 @@ class Controller:
             return
         self._status_writes[key] = _StatusWrite(time, interval_seconds, status)
         self._metrics.status_writes.labels(pool.namespace, pool.name).inc()
-        self._counts_sent.pop(key, None)
-        self._sessions[key] -= counted
-        if self._sessions[key]:
+        self._session_counts.stored(key, counted)
+        if self._session_counts.waits(key):
             # It happened since these were first sent.
             self.queue.add(key)
         for note in condition_notes(pool.status, status):
@@ -694,20 +549,8 @@ class Controller:
         if newer is not None:
             self._pools.apply(newer)
 
-    def _counts_to_send(self, key: Key, pool: PoolFact) -> Counter[str]:
-        """What happened to the pool's sessions and is not in its status."""
-        sent = self._counts_sent.get(key)
-        if sent is not None and sent.resource_version == pool.resource_version:
-            # Until it is known whether they came there, the very same are sent again.
-            return sent.counted
-        if sent is not None:
-            del self._counts_sent[key]
-            if _session_counts(pool.status) == sent.told:
-                self._sessions[key] -= sent.counted
-        return Counter(self._sessions[key])
-
-    def _sessions_told(self, pool: PoolFact, counts: Mapping[str, int]) -> Json:
-        sessions = dict(counts)
+    def _sessions_told(self, pool: PoolFact, counts: Mapping[Count, int]) -> Json:
+        sessions: Json = {**counts}
         if sessions["started"]:
             sessions["hitPercent"] = 100 * sessions["hits"] // sessions["started"]
         pods = self._pods.by(BY_POOL, (pool.namespace, pool.name))
@@ -727,11 +570,10 @@ class Controller:
         namespace, name = key
         if key in self._seen:
             self._seen.discard(key)
-            self._verdicts.pop(key, None)
+            self._templates.forget(key)
             self._used_numbers.pop(key, None)
             self._status_writes.pop(key, None)
-            self._sessions.pop(key, None)
-            self._counts_sent.pop(key, None)
+            self._session_counts.forget(key)
             self._doubtful.discard(key)
             self._metrics.forget(namespace, name)
         pods = self._pods.by(BY_POOL, key)
@@ -759,12 +601,12 @@ class Controller:
         # The budget protects the calls that go on without their pool, and nobody but us takes it away. A pod that is unbound in our copy may have
         # been bound since; its owner's end takes it away, or the watch shows its call.
         alive = any(not pod.finished for pod in pods)
-        if not alive and self._budget_of(key) is not None and await self._is_gone(key):
+        if not alive and self._budgets.has(key) and await self._is_gone(key):
             if await self._has_calls(key):
                 # Their pods have not come to our copy, so nothing will tell us of their end.
                 self.queue.add_after(key, UNSEEN_CALLS_SECONDS)
             else:
-                failures += await self._keep_budget(key, wanted=False)
+                failures += await _together([self._budgets.keep(key, wanted=False)])
         if moments:
             self.queue.add_after(key, (min(moments) - now).total_seconds())
         if failures:
@@ -803,63 +645,12 @@ class Controller:
                     return True
         return False
 
-    def _budget_of(self, key: Key) -> BudgetFact | None:
-        if self._budgets is None or not self._budgets.synced.is_set():
-            return None
-        return self._budgets.get(key[0], budget_name(key[1]))
-
-    async def _keep_budget(self, key: Key, *, wanted: bool) -> list[KubeApiError]:
-        """Create, mend or delete the pool's PodDisruptionBudget, if it is not as it should be."""
-        if self._budgets is None or not self._budgets.synced.is_set():
-            return []
-        namespace, pool = key
-        name = budget_name(pool)
-        there = self._budgets.get(namespace, name)
-        change = budget_change(wanted=wanted, there=there)
-        try:
-            if change == "create":
-                self._budgets.apply(await self._api.create(BUDGETS, namespace, budget(namespace, pool)))
-            elif change == "replace" and there is not None:
-                operations: list[Json] = [
-                    {"op": "test", "path": "/metadata/uid", "value": there.uid},
-                    {"op": "replace", "path": "/spec", "value": budget_spec(pool)},
-                ]
-                self._budgets.apply(await self._api.json_patch(BUDGETS, namespace, name, operations))
-            elif change == "delete" and there is not None:
-                await self._api.delete(BUDGETS, namespace, name, uid=there.uid, resource_version=there.resource_version)
-                self._budgets.forget(namespace, name, there.uid)
-        except AlreadyExists:
-            logger.warning(
-                "a PodDisruptionBudget of this name is not the pool's; delete it, or the pool's calls are not protected",
-                extra={"namespace": namespace, "pool": pool, "budget": name},
-            )
-            self._metrics.conflicts.labels("budget").inc()
-        except NotFound:
-            self._metrics.conflicts.labels("budget").inc()
-        except Conflict as error:
-            self._metrics.conflicts.labels("budget").inc()
-            return [error, *await _together([self._read_budget(namespace, name)])]
-        except KubeApiError as error:
-            return [error]
-        return []
-
-    async def _read_budget(self, namespace: str, name: str) -> None:
-        """Take a budget over as it is now: Kubernetes counts in it all the time, and a watch may have missed the last of that."""
-        if self._budgets is not None:
-            self._budgets.apply(await self._api.get(BUDGETS, namespace, name))
-
     def _count(self, pool: PoolFact, decided: Plan) -> None:
         for state in POD_STATES:
             self._metrics.pods.labels(pool.namespace, pool.name, state).set(decided.counts.get(state, 0))
         self._metrics.warm_target.labels(pool.namespace, pool.name).set(decided.warm_target)
         recommended = decided.status.get("recommendedReplicas")
         self._metrics.recommended.labels(pool.namespace, pool.name).set(recommended or 0)
-
-    def _budget_changed(self, key: Key, old: BudgetFact | None, new: BudgetFact | None) -> None:
-        for one in (old, new):
-            # Kubernetes counts pods in a budget's status, which makes a new version with every call.
-            if one is not None and (old is None or new is None or old.as_wanted != new.as_wanted):
-                self._add((one.namespace, one.pool))
 
     def _pod_changed(self, key: Key, old: PodFact | None, new: PodFact | None) -> None:
         soon = old is None or new is None or _what_matters(old) != _what_matters(new)
@@ -894,18 +685,20 @@ class Controller:
                 for phase, phase_seconds in startup_phases_seconds(pod).items():
                     self._metrics.startup_phase_seconds.labels(*pool, phase).observe(phase_seconds)
             case Kind.SESSION_STARTED:
-                self._sessions[pool]["started"] += 1
-                self._sessions[pool]["hits"] += is_hit(pod)
+                self._session_counts.count(pool, "started")
+                if is_hit(pod):
+                    self._session_counts.count(pool, "hits")
                 self._metrics.sessions_started.labels(*pool).inc()
                 if pod.waited_seconds is not None:
                     self._metrics.session_waited_seconds.labels(*pool).observe(pod.waited_seconds)
                 if pod.bound_at is not None:
                     self._metrics.event_lag_seconds.observe(max(0.0, (self._now() - pod.bound_at).total_seconds()))
             case Kind.SESSION_ENDED | Kind.SESSION_UNDELIVERED:
-                self._sessions[pool]["ended" if happening.kind is Kind.SESSION_ENDED else "undelivered"] += 1
+                ended = happening.kind is Kind.SESSION_ENDED
+                self._session_counts.count(pool, "ended" if ended else "undelivered")
                 self._metrics.sessions_ended.labels(*pool, happening.reason).inc()
             case Kind.SESSION_DROPPED:
-                self._sessions[pool]["dropped"] += 1
+                self._session_counts.count(pool, "dropped")
                 self._metrics.sessions_dropped.labels(*pool, happening.reason).inc()
             case Kind.START_FAILED:
                 self._metrics.start_failures.labels(*pool, happening.reason).inc()
@@ -921,11 +714,6 @@ class Controller:
     def _tell(self, pool: PoolFact, note: Note) -> None:
         if self._recorder is not None:
             self._recorder.note(pool, note)
-
-
-def _session_counts(status: Mapping[str, Any]) -> dict[str, int]:
-    told = status.get("sessions") or {}
-    return {word: told.get(word, 0) for word in SESSION_COUNTS}
 
 
 def _shows(status: Mapping[str, Any], wanted: Json) -> bool:

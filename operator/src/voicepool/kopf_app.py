@@ -26,7 +26,8 @@ from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector,
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from voicepool.agents import ask, make_agent_session
-from voicepool.controller import Controller, ControllerSettings, PoolStore, budget_informer, pod_informer
+from voicepool.controller import Controller, ControllerSettings
+from voicepool.copies import PoolStore, budget_informer, pod_informer
 from voicepool.health import HealthFacts, HealthLimits, Verdict, liveness, readiness
 from voicepool.kube.client import AiohttpKubeApi, Connection, load_connection, make_session
 from voicepool.kube.convert import pool_from_json

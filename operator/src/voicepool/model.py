@@ -44,6 +44,10 @@ AGENT_PORT = 8080
 """Port of the agent's own routes: ``/readyz``, ``/livez``, ``/bind``, ``/status``, ``/metrics``."""
 
 
+Key = tuple[str, str]
+"""Namespace and name."""
+
+
 class BindState(StrEnum):
     """Value of the state label: the only thing about a pod that voicepool itself decides."""
 

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-Key = tuple[str, str]
-"""Namespace and name."""
+from voicepool.model import Key
 
 
 class PoolWatch:

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from voicepool.agents import AgentStatus
 from voicepool.binding import DELIVERY_DEADLINE_SECONDS
 from voicepool.kube.api import KubeApiError
-from voicepool.kube.informer import Informer, Key
-from voicepool.model import BindState, PodFact
+from voicepool.kube.informer import Informer
+from voicepool.model import BindState, Key, PodFact
 
 logger = logging.getLogger(__name__)
 

@@ -24,8 +24,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from tests.cluster.chaos.judge import Acceptance
 from voicepool.kube.api import PODS, Json, KubeApi, KubeApiError
 from voicepool.kube.convert import pod_from_json
-from voicepool.kube.informer import Informer, Key
-from voicepool.model import AGENT_PORT, LABEL_POOL, BindState, PodFact
+from voicepool.kube.informer import Informer
+from voicepool.model import AGENT_PORT, LABEL_POOL, BindState, Key, PodFact
 
 START_SECONDS = (0.05, 0.15)
 SESSION_SECONDS = (1.0, 2.0)

@@ -9,8 +9,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Iterator
 
-from voicepool.kube.informer import Key
-from voicepool.model import PodFact
+from voicepool.model import Key, PodFact
 
 MAX_PENDING = 1000
 

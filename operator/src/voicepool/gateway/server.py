@@ -48,8 +48,8 @@ from voicepool.kube.api import POOLS, Json, KubeApi, LogApi
 from voicepool.kube.client import AiohttpKubeApi, load_connection
 from voicepool.kube.clock import ServerClock
 from voicepool.kube.convert import AGENT_PODS, pod_from_json, pool_from_json
-from voicepool.kube.informer import Informer, Key
-from voicepool.model import LABEL_POOL, PodFact, PoolFact
+from voicepool.kube.informer import Informer
+from voicepool.model import LABEL_POOL, Key, PodFact, PoolFact
 from voicepool.podspec import PodSettings, build_pod, cold_start_number, pod_name, template_hash
 from voicepool.settings import GatewaySettings, SettingsError
 

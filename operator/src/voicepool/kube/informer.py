@@ -20,13 +20,11 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from voicepool.kube.api import Gone, Json, KubeApi, KubeApiError, Resource, ServerFault, TooManyRequests
+from voicepool.model import Key
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-Key = tuple[str, str]
-"""Namespace and name."""
 
 Handler = Callable[[Key, T | None, T | None], None]
 """Called with key, old and new; None is "not there". Must return at once, and must not raise: an error in it ends the informer."""

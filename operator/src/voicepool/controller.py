@@ -550,7 +550,7 @@ class Controller:
             self._pools.apply(newer)
 
     def _sessions_told(self, pool: PoolFact, counts: Mapping[Count, int]) -> Json:
-        sessions: Json = {**counts}
+        sessions: Json = dict(counts.items())
         if sessions["started"]:
             sessions["hitPercent"] = 100 * sessions["hits"] // sessions["started"]
         pods = self._pods.by(BY_POOL, (pool.namespace, pool.name))

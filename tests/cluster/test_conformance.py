@@ -432,6 +432,14 @@ async def test_an_element_is_added_to_a_list_at_its_place(place: Place) -> None:
 # -- merge patches and subresources ---------------------------------------------------------------------------------------------------
 
 
+async def test_one_empty_entry_ends_the_account_of_who_wrote_which_field_for_good(place: Place) -> None:
+    await place.pod()
+    stored = await place.patch(op("add", "/metadata/managedFields", [{}]))
+    assert "managedFields" not in stored["metadata"]
+    for later in (await ready(place, "one", True), await place.patch(op("add", "/metadata/labels", {"later": "1"}))):
+        assert "managedFields" not in later["metadata"]
+
+
 async def test_a_merge_patch_takes_away_what_is_null_and_replaces_lists(place: Place) -> None:
     await place.pool(labels={"a": "1", "b": "2"}, finalizers=["example.org/a", "example.org/b"])
     body = {"metadata": {"labels": {"a": None, "c": "3", "absent": None}, "finalizers": ["example.org/c"]}}
@@ -759,11 +767,11 @@ async def test_lists_and_watches_of_agent_pods_tell_what_their_facts_are_made_of
     made = await place.pod(labels={LABEL_POOL: "demo"}, node="n1")
     stored = await ready(place, "one", True)
     (event,) = await place.told(1, made["metadata"]["resourceVersion"], resource=AGENT_PODS)
-    page = await place.api.list_page(AGENT_PODS, place.namespace)
+    [listed] = (await place.api.list_page(AGENT_PODS, place.namespace))["items"]
     fact = pod_from_json(stored)
     assert fact is not None
     assert (fact.ready, fact.node, fact.pod_ip) == (True, "n1", "10.9.9.9")
-    assert pod_from_json(event.object) == pod_from_json(page["items"][0]) == fact
+    assert pod_from_json(event.object) == pod_from_json(listed) == fact
 
 
 async def test_whoever_watches_a_label_is_told_when_an_object_begins_and_ceases_to_have_it(place: Place) -> None:

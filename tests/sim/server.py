@@ -612,6 +612,9 @@ def _drop_empty(metadata: Json) -> None:
     for name in ("labels", "annotations", "ownerReferences", "finalizers"):
         if not metadata.get(name, True):
             del metadata[name]
+    # Who wrote which field is not played; this is how one asks for no more account of it.
+    if metadata.get("managedFields") == [{}]:
+        del metadata["managedFields"]
 
 
 def _scale(obj: Json) -> Json:

@@ -171,6 +171,7 @@ def test_the_patch_protects_the_pod_and_takes_it_from_its_owner() -> None:
     assert changes["/metadata/annotations/karpenter.sh~1do-not-disrupt"] == "true"
     assert changes["/metadata/annotations/voicepool.dev~1room"] == "r1"
     assert changes["/spec/activeDeadlineSeconds"] == 7290
+    assert changes["/metadata/managedFields"] == [{}]
     assert "/metadata/ownerReferences" in changes
 
 

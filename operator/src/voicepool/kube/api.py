@@ -133,7 +133,7 @@ class KubeApi(Protocol):
         continue_token: str = "",
         resource_version: str = "",
     ) -> Json:
-        """Read one page of a list; ``metadata.continue`` of the answer leads to the next."""
+        """Read one page of a list; ``metadata.continue`` of the answer leads to the next. Its ``items`` can be gone through once."""
         ...
 
     def watch(

@@ -53,9 +53,9 @@ MAX_LOG_LINE_BYTES = 64 * 1024
 T = TypeVar("T")
 
 
-class _List(msgspec.Struct, Generic[T]):
+class _List(msgspec.Struct):
     metadata: Json
-    items: list[T] = []
+    items: list[msgspec.Raw] = []
 
 
 class _Event(msgspec.Struct, Generic[T]):
@@ -86,11 +86,23 @@ def event_reader(resource: Resource) -> Callable[[bytes], WatchEvent]:
 
 
 def _list_reader(fields: Any) -> Callable[[bytes], Json]:
-    """Reads a page of a list, and skips what has no place in the fields of its items."""
+    """Reads a page of a list, and skips what has no place in the fields of its items.
+
+    Such items are read one by one as they are asked for, and once: as Python objects a page is many times larger than as bytes, and what is kept of it
+    would lie between the holes that it leaves.
+    """
     if fields is None:
         return msgspec.json.decode
-    decoder = msgspec.json.Decoder(_List[fields])
-    return lambda data: msgspec.to_builtins(decoder.decode(data))
+    page_decoder, item_decoder = msgspec.json.Decoder(_List), msgspec.json.Decoder(fields)
+
+    def read(data: bytes) -> Json:
+        page = page_decoder.decode(data)
+        return {
+            "metadata": page.metadata,
+            "items": (msgspec.to_builtins(item_decoder.decode(raw)) for raw in page.items),
+        }
+
+    return read
 
 
 class ConnectionSettingsError(Exception):
@@ -284,7 +296,7 @@ class AiohttpKubeApi:
         continue_token: str = "",
         resource_version: str = "",
     ) -> Json:
-        """Read one page of a list; ``metadata.continue`` of the answer leads to the next."""
+        """Read one page of a list; ``metadata.continue`` of the answer leads to the next. Its ``items`` can be gone through once."""
         query = {"limit": str(limit)}
         if label_selector:
             query["labelSelector"] = label_selector

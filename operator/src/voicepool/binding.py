@@ -197,7 +197,7 @@ def bind_patch(
         # A remove of what is not there would fail the whole patch.
         operations.append({"op": "remove", "path": "/metadata/ownerReferences"})
     operations.append({"op": "add", "path": "/spec/activeDeadlineSeconds", "value": active_deadline_seconds})
-    # Who wrote which field is half of a pod, and to keep account of it a quarter of what the patch costs. One empty entry ends that for good (ADR 17).
+    # Who wrote which field is nearly half of a pod, and to keep account of it a quarter of what the patch costs. One empty entry ends that for good (ADR 17).
     operations.append({"op": "add", "path": "/metadata/managedFields", "value": [{}]})
     return operations
 

@@ -25,8 +25,7 @@ def agent(state: dict[str, Any], *, ready: bool = False) -> dict[str, Any]:
 
 def read(whole: dict[str, Any]) -> dict[str, Any]:
     """What a list or watch keeps of an object."""
-    result: dict[str, Any] = msgspec.to_builtins(msgspec.json.decode(json.dumps(whole), type=PodFields))
-    return result
+    return dict(msgspec.json.decode(json.dumps(whole), type=PodFields))
 
 
 def pod(

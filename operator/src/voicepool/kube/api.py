@@ -82,7 +82,7 @@ class Resource:
     version: str
     plural: str
     fields: type[Any] | None = field(default=None, compare=False)
-    """What lists and watches read of its objects, as a msgspec structure; the rest may be left out of them. None reads all."""
+    """What lists and watches read of its objects, as a TypedDict; the rest may be left out of them. None reads all."""
 
     def path(self, namespace: str | None, name: str | None = None, subresource: str | None = None) -> str:
         """The URL path of the collection, of one object, or of its subresource."""

@@ -80,7 +80,7 @@ def event_reader(resource: Resource) -> Callable[[bytes], WatchEvent]:
             # The object of an error is not one of those that are watched.
             error = msgspec.json.decode(line, type=_ErrorEvent)
             return WatchEvent(error.type, error.object)
-        return WatchEvent(event.type, msgspec.to_builtins(event.object))
+        return WatchEvent(event.type, event.object)
 
     return read
 
@@ -97,10 +97,7 @@ def _list_reader(fields: Any) -> Callable[[bytes], Json]:
 
     def read(data: bytes) -> Json:
         page = page_decoder.decode(data)
-        return {
-            "metadata": page.metadata,
-            "items": (msgspec.to_builtins(item_decoder.decode(raw)) for raw in page.items),
-        }
+        return {"metadata": page.metadata, "items": map(item_decoder.decode, page.items)}
 
     return read
 

@@ -8,9 +8,8 @@ import re
 import sys
 from collections.abc import Iterable, Mapping
 from datetime import datetime
-from typing import Any
+from typing import Any, Required, TypedDict
 
-import msgspec
 from pydantic import ValidationError
 
 from voicepool.disruption import BudgetFact, budget_name, budget_spec
@@ -53,51 +52,50 @@ SUMMARY_BEGINS = '{"session":'
 """A session's summary is kept whole: the gateway shows it, and Kubernetes lets it have 4096 bytes at most."""
 
 
-class _Fields(msgspec.Struct, rename="camel", omit_defaults=True):
-    """Fields that are read of a JSON object; all others are skipped. Nothing is checked here, and nothing has to be there."""
+class _Metadata(TypedDict, total=False):
+    name: Any
+    namespace: Any
+    uid: Any
+    resourceVersion: Any
+    creationTimestamp: Any
+    deletionTimestamp: Any
+    labels: Any
+    annotations: Any
+    ownerReferences: Any
 
 
-class _Metadata(_Fields):
-    name: Any = None
-    namespace: Any = None
-    uid: Any = None
-    resource_version: Any = None
-    creation_timestamp: Any = None
-    deletion_timestamp: Any = None
-    labels: Any = None
-    annotations: Any = None
-    owner_references: Any = None
+class _Spec(TypedDict, total=False):
+    nodeName: Any
 
 
-class _Spec(_Fields):
-    node_name: Any = None
+class _ContainerStatus(TypedDict, total=False):
+    name: Any
+    image: Any
+    ready: Any
+    restartCount: Any
+    state: Any
 
 
-class _ContainerStatus(_Fields):
-    name: Any = None
-    image: Any = None
-    ready: Any = None
-    restart_count: Any = None
-    state: Any = None
+class _Status(TypedDict, total=False):
+    phase: Any
+    reason: Any
+    message: Any
+    podIP: Any
+    startTime: Any
+    conditions: Any
+    initContainerStatuses: list[_ContainerStatus] | None
+    containerStatuses: list[_ContainerStatus] | None
 
 
-class _Status(_Fields):
-    phase: Any = None
-    reason: Any = None
-    message: Any = None
-    pod_ip: Any = msgspec.field(default=None, name="podIP")
-    start_time: Any = None
-    conditions: Any = None
-    init_container_statuses: list[_ContainerStatus] | None = None
-    container_statuses: list[_ContainerStatus] | None = None
+class PodFields(TypedDict, total=False):
+    """What :func:`pod_from_json` reads of a pod; the rest is skipped, and nothing of it is checked.
 
+    Most of a pod is its containers and its ``managedFields``, which nobody here reads.
+    """
 
-class PodFields(_Fields):
-    """What :func:`pod_from_json` reads of a pod. Most of a pod is its containers and its ``managedFields``, which nobody here reads."""
-
-    metadata: _Metadata
-    spec: _Spec | None = None
-    status: _Status | None = None
+    metadata: Required[_Metadata]
+    spec: _Spec | None
+    status: _Status | None
 
 
 AGENT_PODS = dataclasses.replace(PODS, fields=PodFields)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import uuid
@@ -12,7 +13,7 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, field_validator
 
 from voicepool.gateway.document import OF_A_START, OF_A_WEBHOOK
 from voicepool.gateway.errors import BadRequest, Unauthenticated
-from voicepool.gateway.livekit import agent_identity, caller_token
+from voicepool.gateway.livekit import LiveKitServer, agent_identity, caller_token
 from voicepool.gateway.requests import StartRequest
 from voicepool.gateway.routes import Authenticated, Injected, KeyFirst
 from voicepool.gateway.starting import IdempotencyKey, Traceparent, begin, choose
@@ -123,6 +124,19 @@ async def token(
         session_id = str(uuid.uuid5(_ROOM_SESSIONS, "\0".join((caller.name, *key, body.room_name))))
     if body.participant_identity == agent_identity(session_id):
         raise BadRequest("This participant_identity is the agent's own, which would be thrown out; take another one.")
+
+    @functools.cache
+    def participant_token(server: LiveKitServer, room: str) -> str:
+        return caller_token(
+            server,
+            room=room,
+            identity=body.participant_identity or f"caller-{uuid.uuid4()}",
+            ttl_seconds=services.options.caller_token_seconds,
+            name=body.participant_name or "",
+            metadata=body.participant_metadata or "",
+            attributes=body.participant_attributes or {},
+        )
+
     with services.tracing.request(request.scope["route"].path, traceparent) as span:
         span.note(pool=f"{key[0]}/{key[1]}")
         wanted = StartRequest(
@@ -133,19 +147,11 @@ async def token(
             body=_body(body.agent.metadata),
             caller=caller.mark,
             span=span,
+            beside=participant_token,
         )
         started = await begin(request, services, caller, wanted)
     return TokenAnswer(
-        server_url=started.server.caller_url,
-        participant_token=caller_token(
-            started.server,
-            room=started.room,
-            identity=body.participant_identity or f"caller-{uuid.uuid4()}",
-            ttl_seconds=services.options.caller_token_seconds,
-            name=body.participant_name or "",
-            metadata=body.participant_metadata or "",
-            attributes=body.participant_attributes or {},
-        ),
+        server_url=started.server.caller_url, participant_token=participant_token(started.server, started.room)
     )
 
 

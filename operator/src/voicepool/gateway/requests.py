@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
@@ -39,6 +40,10 @@ class StartRequest:
     """The mark of who asks; None: nobody whose sessions are counted. Callers take turns where they wait."""
     span: Span = field(default_factory=Span, repr=False, compare=False)
     """The request in its caller's trace."""
+    beside: Callable[[LiveKitServer, str], object] = field(
+        default=lambda _server, _room: None, repr=False, compare=False
+    )
+    """Work for the caller's answer, which is called with the LiveKit server and the room while the pod is being bound; once for each pod, or not at all."""
     others: tuple[str, ...] = ()
     """Pools of the same namespace that will do as well, the better first."""
 

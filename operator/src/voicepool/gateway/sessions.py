@@ -406,7 +406,10 @@ class Sessions:
     async def _prepare(
         self, pod: PodFact, pool: PoolFact, request: StartRequest, server: LiveKitServer, errand: Errand
     ) -> None:
+        # The patch goes first: aiohttp sends it one turn of the event loop after it was asked to.
+        await asyncio.sleep(0)
         self._deliverer.prepare(errand, pod, pool, request, server)
+        request.beside(server, request.room)
         await self._see_to_room(pool, request, server)
 
     async def _see_to_room(self, pool: PoolFact, request: StartRequest, server: LiveKitServer) -> None:

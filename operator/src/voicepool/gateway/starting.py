@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import re
 import uuid
 from collections.abc import Coroutine
@@ -14,7 +15,7 @@ from pydantic import AfterValidator
 from voicepool.gateway.auth import Caller
 from voicepool.gateway.choice import Choice, Chooser
 from voicepool.gateway.errors import BadRequest
-from voicepool.gateway.livekit import caller_token
+from voicepool.gateway.livekit import LiveKitServer, caller_token
 from voicepool.gateway.requests import Started, StartRequest
 from voicepool.gateway.services import Services
 from voicepool.session_api import Session, StartBody, StartedAgent
@@ -75,6 +76,12 @@ async def start_session(
     """
     with services.tracing.request(request.scope["route"].path, traceparent) as span:
         span.note(pool=",".join(f"{choice.namespace}/{name}" for name in choice.pools))
+
+        @functools.cache
+        def token(server: LiveKitServer, room: str) -> str:
+            identity = f"caller-{uuid.uuid4()}"
+            return caller_token(server, room=room, identity=identity, ttl_seconds=services.options.caller_token_seconds)
+
         wanted = StartRequest(
             namespace=choice.namespace,
             pool=choice.pools[0],
@@ -84,6 +91,7 @@ async def start_session(
             body=body.body,
             caller=caller.mark,
             span=span,
+            beside=token,
         )
         started = await begin(request, services, caller, wanted)
         state = "accepted"
@@ -92,16 +100,10 @@ async def start_session(
                 waiting = services.sessions.wait_joined(started, wait_seconds, required=body.wait_for == "joined")
                 state = await _while_connected(request, waiting)
                 waited.note(state=state)
-    token = caller_token(
-        started.server,
-        room=started.room,
-        identity=f"caller-{uuid.uuid4()}",
-        ttl_seconds=services.options.caller_token_seconds,
-    )
     return Session(
         session_id=started.session_id,
         url=started.server.caller_url,
-        token=token,
+        token=token(started.server, started.room),
         room_name=started.room,
         state=state,
         cold_start=started.cold_start,

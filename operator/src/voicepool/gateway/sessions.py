@@ -406,7 +406,7 @@ class Sessions:
     async def _prepare(
         self, pod: PodFact, pool: PoolFact, request: StartRequest, server: LiveKitServer, errand: Errand
     ) -> None:
-        # The patch goes first: aiohttp sends it one turn of the event loop after it was asked to.
+        # The patch goes first: before Python 3.12 aiohttp sends what it is given one turn of the event loop later.
         await asyncio.sleep(0)
         self._deliverer.prepare(errand, pod, pool, request, server)
         request.beside(server, request.room)

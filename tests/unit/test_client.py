@@ -103,6 +103,15 @@ async def test_a_list_without_items_is_empty() -> None:
     assert list(page["items"]) == []
 
 
+async def test_a_list_with_an_item_that_is_none_is_told_as_a_broken_answer() -> None:
+    async def answer(request: web.Request) -> web.Response:
+        return web.json_response({"metadata": {"resourceVersion": "9"}, "items": [POD, 7]})
+
+    page = await asked(answer, lambda api: api.list_page(AGENT_PODS, "calls"))
+    with pytest.raises(Unreachable, match="an item of a list is none"):
+        list(page["items"])
+
+
 @pytest.mark.parametrize(("resource", "pod"), [(PODS, POD), (AGENT_PODS, READ)])
 async def test_a_watch_tells_an_event_however_its_bytes_are_cut(resource: Resource, pod: Any) -> None:
     both = line("ADDED", POD) + line("DELETED", POD)

@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import os
 import ssl
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -95,9 +95,16 @@ def _list_reader(fields: Any) -> Callable[[bytes], Json]:
         return msgspec.json.decode
     page_decoder, item_decoder = msgspec.json.Decoder(_List), msgspec.json.Decoder(fields)
 
+    def items(page: _List) -> Iterator[Json]:
+        try:
+            for item in page.items:
+                yield item_decoder.decode(item)
+        except ValueError as error:
+            raise Unreachable(f"an item of a list is none: {error}") from error
+
     def read(data: bytes) -> Json:
         page = page_decoder.decode(data)
-        return {"metadata": page.metadata, "items": map(item_decoder.decode, page.items)}
+        return {"metadata": page.metadata, "items": items(page)}
 
     return read
 

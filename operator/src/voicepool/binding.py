@@ -1,4 +1,4 @@
-"""Who may be bound, in which order, and with which one patch. Pure: pods and a session in, a choice or a patch out.
+"""Who may be bound, and with which one patch. Pure: a pod and a session in, a patch out.
 
 Invariants: only a Ready, unbound pod that is not being deleted is a candidate, never "the next best"; the patch itself tests all of that again on
 the API server, so a stale view can lose a race but never hand out a pod twice, a dying pod, or one whose agent is not Ready.
@@ -6,13 +6,8 @@ the API server, so a stale view can lose a race but never hand out a pod twice, 
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import math
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from itertools import repeat
 from typing import Any
 
 from voicepool.disruption import protection
@@ -28,7 +23,6 @@ from voicepool.model import (
     LABEL_STATE,
     BindState,
     Disruption,
-    Placement,
     PodFact,
 )
 
@@ -40,10 +34,6 @@ ACTIVE_DEADLINE_MARGIN_SECONDS = 60
 DELIVERY_DEADLINE_SECONDS = 20.0
 """No assignment for a pod is good for longer after its bind. From then on an agent that says that it is parked will never have that session, whoever
 asks, and whatever a gateway does that was frozen in between. Less than a start may take: a caller with a key whose gateway died waits that long elsewhere."""
-
-CHOICE_PER_BIND = 4
-"""For each bind under way there are more than so many pods to choose from, if the pool has them: in a burst
-of two gateways about every third choice meets the other's, where a strict packing would make all of them meet."""
 
 
 def is_candidate(pod: PodFact) -> bool:
@@ -57,70 +47,6 @@ def is_candidate(pod: PodFact) -> bool:
         and pod.pod_ip is not None
         and pod.agent_status_index is not None
     )
-
-
-def choose(
-    free: Sequence[PodFact],
-    session_id: str,
-    *,
-    template_hash: str | None,
-    placement: Placement,
-    taken_on_node: Mapping[str, int],
-    in_flight: int,
-) -> PodFact:
-    """The pod that this session should take: its own cold start, else of the newest template, else any; among those by placement.
-
-    Packed prefers the node with most calls, Spread the nodes with fewest. Within that the session's own order of the pods decides (rendezvous
-    hashing), so that two gateways that serve two sessions at once seldom choose the same pod. A strict placement would send all gateways to the same
-    few pods in a burst, where each patch that loses costs a round trip. So the choice widens node by node with the binds that are under way: one call
-    at a time is placed exactly, a burst nearly so. What is under way here is a fair measure of what is under way elsewhere.
-
-    Args:
-        free: candidates of the pool, at least one.
-        session_id: who asks.
-        template_hash: the pool's current template; None when it is not known yet, then all templates are equal.
-        placement: of the pool.
-        taken_on_node: by node, how many pods of the pool have a call, or are about to.
-        in_flight: how many binds of the pool are under way in this process.
-    """
-    # Asked for hundreds of pods in each bind, so what is done for each of them is little.
-    pods = [pod for pod in free if pod.cold_start == session_id]
-    pods = pods or [pod for pod in free if pod.template_hash == template_hash] or list(free)
-    choice = _by_placement(pods, placement, taken_on_node, at_least=CHOICE_PER_BIND * in_flight + 1)
-    session = _number(session_id)
-    # The hash of a pair of numbers is the same in every process.
-    order = [*map(hash, zip(repeat(session), map(_number_of_pod, [pod.uid for pod in choice]), strict=False))]
-    return choice[order.index(min(order))]
-
-
-def _by_placement(
-    pods: Sequence[PodFact], placement: Placement, taken_on_node: Mapping[str, int], *, at_least: int
-) -> Sequence[PodFact]:
-    """The pods of the nodes that are to be filled first, of so many nodes that there are so many pods."""
-    if len({pod.node for pod in pods}) == 1:
-        return pods
-    by_node: defaultdict[str, list[PodFact]] = defaultdict(list)
-    for pod in pods:
-        by_node[pod.node or ""].append(pod)
-    by_rank: dict[tuple[int, str], list[PodFact]] = {}
-    for node, there in by_node.items():
-        taken = taken_on_node.get(node, 0)
-        # Of nodes with equally many, Packed fills one after the other, Spread treats all alike.
-        by_rank.setdefault((-taken, node) if placement is Placement.PACKED else (taken, ""), []).extend(there)
-    choice: list[PodFact] = []
-    for rank in sorted(by_rank):
-        choice += by_rank[rank]
-        if len(choice) >= at_least:
-            break
-    return choice
-
-
-def _number(name: str) -> int:
-    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=7).digest())
-
-
-# Each bind asks for all warm pods, so their numbers are kept, and not for longer than it takes 16,384 others to come: 3 MB.
-_number_of_pod = functools.lru_cache(maxsize=1 << 14)(_number)
 
 
 def active_deadline_seconds(pod: PodFact, max_duration_seconds: int, now: datetime) -> int:

@@ -9,12 +9,12 @@ gives up; a waiter is woken by the informer, nobody polls; a pod that becomes wa
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
-from voicepool.binding import choose
 from voicepool.gateway.fair_queue import FairQueue
+from voicepool.gateway.free_pods import FreePods
 from voicepool.gateway.turns import Turns
 from voicepool.gateway.view import ClusterView, PoolKey
 from voicepool.model import Placement, PodFact
@@ -27,6 +27,12 @@ MOST_WAITING = 1_000
 
 class QueuesFull(Exception):
     """All queues that were named have as many callers as they may have."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Lost:
+    key: PoolKey
+    until: float
 
 
 @dataclass(slots=True, eq=False)
@@ -66,11 +72,17 @@ class Allocator:
         self._turns = Turns(identity, monotonic)
         self._later: dict[PoolKey, asyncio.TimerHandle] = {}
         """When a queue is looked at again, since a pod is another gateway's for a moment."""
-        self._reserved: set[str] = set()
-        self._lost: dict[str, float] = {}
+        self._free: defaultdict[PoolKey, FreePods] = defaultdict(FreePods)
+        """The warm pods that are neither reserved nor lost."""
+        self._reserved: defaultdict[PoolKey, dict[str, PodFact]] = defaultdict(dict)
+        self._lost: dict[str, _Lost] = {}
+        """In the order in which they were lost, so that the first are good again first."""
         self._queues: dict[PoolKey, FairQueue[_Waiter]] = {}
         self._own: dict[PoolKey, dict[str, asyncio.Future[PodFact]]] = {}
         """Who waits for one very pod, by its uid."""
+        for key in view.pools_with_pods():
+            for uid in view.warm(key):
+                self._free_again(key, uid)
         view.listen(self._changed)
 
     def waiting(self, key: PoolKey) -> int:
@@ -141,56 +153,66 @@ class Allocator:
 
     def release(self, pod: PodFact) -> None:
         """Put a reserved pod back: nothing was sent to the API server for it."""
-        self._reserved.discard(pod.uid)
-        self._serve((pod.namespace, pod.pool))
+        key = (pod.namespace, pod.pool)
+        self._reserved[key].pop(pod.uid, None)
+        self._free_again(key, pod.uid)
+        self._serve(key)
 
     def lost(self, pod: PodFact) -> None:
         """Do not offer a pod again until the informer has shown it in another state: its patch was refused."""
-        self._reserved.discard(pod.uid)
-        self._lost[pod.uid] = self._monotonic() + LOST_SECONDS
+        key = (pod.namespace, pod.pool)
+        self._reserved[key].pop(pod.uid, None)
+        self._free[key].discard(pod.uid)
+        self._lost.pop(pod.uid, None)
+        self._lost[pod.uid] = _Lost(key, self._monotonic() + LOST_SECONDS)
 
     def _reserve(self, key: PoolKey, session_id: str, *, in_turn: bool = False) -> PodFact | None:
-        free: list[PodFact] = []
-        under_way: list[PodFact] = []
-        anothers_seconds: list[float] = []
-        reserved, some_lost = self._reserved, bool(self._lost)
-        # Over all warm pods of the pool in each bind: what is seldom true is asked last.
-        for pod in self._view.warm(key).values():
-            if pod.uid in reserved:
-                under_way.append(pod)
-            elif (pod.cold_start is None or pod.cold_start == session_id) and not (
-                some_lost and self._is_lost(pod.uid)
-            ):
-                if in_turn and (seconds := self._turns.wait_seconds(pod.uid)):
-                    anothers_seconds.append(seconds)
-                else:
-                    free.append(pod)
-        if not free:
-            if anothers_seconds:
-                self._look_again(key, min(anothers_seconds))
-            return None
+        self._forgive()
+        free = self._in_turn(key, session_id) if in_turn else self._free[key]
+        under_way = self._reserved[key].values()
         taken_on_node = self._view.bound_on_node(key)
         if under_way:
             taken_on_node = Counter(taken_on_node)
             taken_on_node.update(pod.node or "" for pod in under_way)
         pool = self._view.pools.get(key)
-        pod = choose(
-            free,
+        pod = free.choose(
             session_id,
             template_hash=self._view.template_hash(key),
             placement=pool.spec.placement if pool else Placement.PACKED,
             taken_on_node=taken_on_node,
             in_flight=len(under_way),
         )
-        self._reserved.add(pod.uid)
+        if pod is not None:
+            self._hold(key, pod)
         return pod
 
-    def _is_lost(self, uid: str) -> bool:
-        until = self._lost.get(uid)
-        if until is not None and self._monotonic() >= until:
+    def _in_turn(self, key: PoolKey, session_id: str) -> FreePods:
+        """The free pods that are not another gateway's for a moment. Where there are only such, they are looked at again when that is over."""
+        for_session = [pod for pod in self._free[key] if pod.cold_start in (None, session_id)]
+        seconds = {pod.uid: self._turns.wait_seconds(pod.uid) for pod in for_session}
+        ours = FreePods(pod for pod in for_session if not seconds[pod.uid])
+        if seconds and not ours:
+            self._look_again(key, min(seconds.values()))
+        return ours
+
+    def _hold(self, key: PoolKey, pod: PodFact) -> None:
+        self._free[key].discard(pod.uid)
+        self._reserved[key][pod.uid] = pod
+
+    def _free_again(self, key: PoolKey, uid: str) -> None:
+        pod = self._view.warm(key).get(uid)
+        if pod is not None and uid not in self._lost:
+            self._free[key].add(pod)
+
+    def _forgive(self) -> None:
+        """Let pods whose patch was refused be offered again, of which nothing was heard since."""
+        now = self._monotonic()
+        while self._lost:
+            uid, lost = next(iter(self._lost.items()))
+            if now < lost.until:
+                return
             del self._lost[uid]
-            return False
-        return until is not None
+            self._free_again(lost.key, uid)
 
     def _look_again(self, key: PoolKey, seconds: float) -> None:
         if key not in self._later:
@@ -206,15 +228,18 @@ class Allocator:
         if not warm:
             # Bound, dying, not Ready, or gone: what was remembered about it has come true.
             self._lost.pop(uid, None)
-            self._reserved.discard(uid)
-        elif uid not in self._reserved:
+            self._reserved[key].pop(uid, None)
+            self._free[key].discard(uid)
+        elif uid not in self._reserved[key]:
+            self._free_again(key, uid)
             self._serve(key)
 
     def _serve(self, key: PoolKey) -> None:
+        self._forgive()
         for uid, future in self._own.get(key, {}).items():
-            pod = self._view.warm(key).get(uid)
-            if pod is not None and uid not in self._reserved and not future.done() and not self._is_lost(uid):
-                self._reserved.add(uid)
+            pod = self._free[key].get(uid)
+            if pod is not None and not future.done():
+                self._hold(key, pod)
                 future.set_result(pod)
         while (queue := self._queues.get(key)) is not None and (waiter := queue.first()) is not None:
             if waiter.future.done():

@@ -412,6 +412,32 @@ async def test_with_a_livekit_that_works_the_room_is_made_side_by_side_with_the_
     assert (await start).json()["agent"]["pod"] == name
 
 
+async def test_what_the_callers_answer_needs_is_made_while_the_pod_is_bound_and_after_the_patch_went_out(
+    here: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gateway = await with_a_server_that_works(here)
+    here.pods(1, first=1)
+    here.kube.hold_patch = asyncio.Event()
+    order: list[str] = []
+    patch = here.kube.json_patch
+
+    async def sent_in_the_next_turn(*what: Any) -> Any:
+        await asyncio.sleep(0)
+        order.append("patch")
+        return await patch(*what)
+
+    monkeypatch.setattr(here.kube, "json_patch", sent_in_the_next_turn)
+    wanted = StartRequest(
+        *(NAMESPACE, POOL, "s-1"), keyed=False, beside=lambda server, room: order.extend((server.url, room))
+    )
+    start = asyncio.create_task(gateway.services.sessions.start(wanted))
+    await until(lambda: len(order) == 3)
+    assert len(here.kube.bound()) == 1, "of the call that began before"
+    here.kube.hold_patch.set()
+    started = await start
+    assert order == ["patch", started.server.url, started.room]
+
+
 async def test_a_room_that_fails_beside_its_bind_costs_one_pod_and_the_next_one_none(here: World) -> None:
     gateway = await with_a_server_that_works(here)
     lost, kept = here.pods(2, first=1)

@@ -356,7 +356,7 @@ async def test_a_refused_template_is_told_and_checked_again_later(
         await until(lambda: it.condition("TemplateValid").get("status") == "False")
         assert "imagee" in it.condition("Ready")["message"]
         assert not server.names(PODS)
-        monkeypatch.setattr(template_check, "TEMPLATE_RECHECK_SECONDS", 0.0)
+        monkeypatch.setattr(template_check, "RECHECK_SECONDS", 0.0)
         it.controller.queue.add(KEY)
         await until(lambda: len(server.names(PODS)) == 2)
         await until(lambda: it.condition("TemplateValid").get("status") == "True")
@@ -372,7 +372,7 @@ async def test_a_create_that_a_quota_forbids_is_told(server: ApiServer) -> None:
 async def test_rights_that_an_api_server_does_not_know_yet_hold_a_pool_up_for_a_moment_only(
     server: ApiServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(template_check, "RIGHTS_RECHECK_SECONDS", 0.0)
+    monkeypatch.setattr(template_check, "RECHECK_SECONDS", 0.0)
     put_pool(server)
     words = 'pods is forbidden: User "operator" cannot create resource "pods" in API group "" in the namespace "calls"'
     server.failures["create"] = [Forbidden(words, status=403)]

@@ -10,10 +10,11 @@ from voicepool.model import Key, PoolFact
 from voicepool.plan import Template
 from voicepool.podspec import PodSettings, build_pod, pod_name, template_hash
 
-TEMPLATE_RECHECK_SECONDS = 15.0
-"""A refusal can have a cause outside of the template (a quota, a missing service account), so it is asked about again."""
-RIGHTS_RECHECK_SECONDS = 1.0
-"""An API server that has just started knows nobody's rights for a moment, and callers wait."""
+RECHECK_SECONDS = 1.0
+"""A refusal can have a cause outside of the template that is gone in a moment (the service account of a new namespace, rights that an API server which
+has just started does not know yet), so it is asked about again; after each further refusal for another reason than rights, twice as late."""
+LONGEST_RECHECK_SECONDS = 15.0
+"""For a cause that stays, as a quota or a spelling mistake."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,11 +24,19 @@ class _Verdict:
     hash: str
     error: str | None
     checked_at: float
+    refusals: int
+    """Of this template so far, this one included."""
 
     def good_for_seconds(self) -> float:
         """How long a refusal is believed."""
-        ours = self.error is not None and " cannot create resource " in self.error
-        return RIGHTS_RECHECK_SECONDS if ours else TEMPLATE_RECHECK_SECONDS
+        if self.error is not None and " cannot create resource " in self.error:
+            return RECHECK_SECONDS
+        # A pool can be refused for days, and 2.0 ** 1024 is no number any more.
+        return min(LONGEST_RECHECK_SECONDS, RECHECK_SECONDS * 2.0 ** min(self.refusals - 1, 10))
+
+    def is_believed(self, time: float) -> bool:
+        """Whether it is a refusal about which it is too early to ask again."""
+        return self.error is not None and time - self.checked_at < self.good_for_seconds()
 
 
 class TemplateCheck:
@@ -53,22 +62,26 @@ class TemplateCheck:
         hash_ = template_hash(pool, self._pod_settings)
         time = asyncio.get_running_loop().time()
         verdict = self._verdicts.get(key)
-        if (
-            verdict is None
-            or verdict.hash != hash_
-            or (verdict.error is not None and time - verdict.checked_at >= verdict.good_for_seconds())
-        ):
-            verdict = _Verdict(hash_, await self._dry_run(pool, hash_), time)
-            self._verdicts[key] = verdict
+        if verdict is None or verdict.hash != hash_ or (verdict.error is not None and not verdict.is_believed(time)):
+            verdict = self._judge(key, hash_, await self._dry_run(pool, hash_), time)
         return Template(hash_, verdict.error)
 
     def refused(self, pool: PoolFact, hash_: str, error: str) -> None:
         """A pod of that template was refused when it was to be created."""
-        self._verdicts[(pool.namespace, pool.name)] = _Verdict(hash_, error, asyncio.get_running_loop().time())
+        self._judge((pool.namespace, pool.name), hash_, error, asyncio.get_running_loop().time())
 
     def asked_again_after_seconds(self, pool: Key) -> float:
         """How long the refusal of a pool's template is believed."""
         return self._verdicts[pool].good_for_seconds()
+
+    def _judge(self, key: Key, hash_: str, error: str | None, time: float) -> _Verdict:
+        before = self._verdicts.get(key)
+        if before is None or before.hash != hash_:
+            before = _Verdict(hash_, None, time, 0)
+        # Creates that went out together are refused together, which is one refusal.
+        another = error is not None and not before.is_believed(time)
+        verdict = self._verdicts[key] = _Verdict(hash_, error, time, before.refusals + another)
+        return verdict
 
     def forget(self, pool: Key) -> None:
         """The pool is gone."""

@@ -85,6 +85,8 @@ def accounts(cluster: Cluster, folder: Path) -> Iterator[Accounts]:
             document["users"][0]["user"] = {"token": token}
             kubeconfigs[role] = folder / f"{role}.kubeconfig"
             kubeconfigs[role].write_text(yaml.safe_dump(document))
+        # Without it no pod can be made. kube-controller-manager makes it, which takes up to a minute where the API server was away again and again.
+        cluster.kubectl("wait", "--for=create", "serviceaccount/default", "--namespace", namespace, "--timeout=120s")
         yield Accounts(namespace, kubeconfigs)
     finally:
         cluster.kubectl("delete", "namespace", namespace, "--wait=false")

@@ -25,7 +25,17 @@ from tests.cluster.errors import ClusterError
 from tests.cluster.tool import Cluster
 from tests.ports import free_port
 from voicepool.binding import active_deadline_seconds, bind_patch
-from voicepool.kube.api import BUDGETS, PODS, POOLS, Json, KubeApiError, NotFound, TooManyRequests, Unprocessable
+from voicepool.kube.api import (
+    BUDGETS,
+    PODS,
+    POOLS,
+    Json,
+    KubeApiError,
+    NotFound,
+    Resource,
+    TooManyRequests,
+    Unprocessable,
+)
 from voicepool.kube.client import AiohttpKubeApi, load_connection
 from voicepool.kube.convert import pod_from_json
 from voicepool.model import LABEL_STATE, PodFact
@@ -34,6 +44,7 @@ pytestmark = pytest.mark.control_plane
 
 CRDS = Path(__file__).parents[2] / "crds"
 WAIT_SECONDS = 30.0
+ACCOUNTS = Resource("", "v1", "serviceaccounts")
 
 
 @pytest.fixture
@@ -585,6 +596,16 @@ class TestOperator:
         await operator.patch(template={"spec": {"containers": [agent]}})
         await operator.fill(1)
         await operator.wait_for_condition("Ready", "True")
+
+    async def test_a_service_account_that_comes_after_its_pool_is_found(self, operator: Operator) -> None:
+        template = manifest(operator.namespace)["spec"]["template"]
+        template["spec"]["serviceAccountName"] = "late"
+        await operator.apply(replicas=1, template=template)
+        refused = await operator.wait_for_condition("TemplateValid", "False")
+        assert 'serviceaccount "late" not found' in refused["message"]
+        await operator.api.create(ACCOUNTS, operator.namespace, {"metadata": {"name": "late"}})
+        await operator.fill(1)
+        await operator.wait_for_condition("TemplateValid", "True")
 
     async def test_a_new_template_replaces_unbound_pods_one_by_one_and_no_bound_one(self, operator: Operator) -> None:
         await operator.apply(replicas=2)

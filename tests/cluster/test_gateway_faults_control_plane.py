@@ -496,7 +496,12 @@ async def test_a_call_whose_gateway_is_killed_after_the_webhook_gets_its_agent_f
         assert await told == NO_ANSWER
         assert await tell(here, 1, "call-1") == 200
         (agent,) = [agent for agent in demo.agents() if agent.session]
-        assert {pod.uid: pod.room for pod in demo.pods()}[agent.uid] == "call-1"
+
+        async def bound_for_the_room() -> bool:
+            return {pod.uid: pod.room for pod in demo.pods()}[agent.uid] == "call-1"
+
+        # The agent has its order before the watch has shown the bind.
+        await until(bound_for_the_room, SOON_SECONDS)
         assert demo.undelivered() == []
         assert demo.faults() == []
 

@@ -135,7 +135,7 @@ async def test_a_bookmark_of_agent_pods_has_its_version() -> None:
     }
     (event,) = await watched(AGENT_PODS, line("BOOKMARK", bookmark))
     assert event.type == "BOOKMARK"
-    assert event.object["metadata"]["resourceVersion"] == "12"
+    assert event.object["metadata"] == {"resourceVersion": "12", "creationTimestamp": None}
 
 
 @pytest.mark.parametrize("words", [b"nonsense\n", b'{"type": "ADDED"}\n', b'{"type": "NEVER HEARD", "object": {}}\n'])

@@ -401,9 +401,16 @@ async def with_a_server_that_works(here: World, **options: Any) -> Gateway:
     return gateway
 
 
+async def spare_pods(here: World, gateway: Gateway, count: int) -> list[str]:
+    """Warm pods that the gateway has seen."""
+    names = here.pods(count, first=1)
+    await until(lambda: len(gateway.services.view.warm((NAMESPACE, "demo"))) == count)
+    return names
+
+
 async def test_with_a_livekit_that_works_the_room_is_made_side_by_side_with_the_bind(here: World) -> None:
     gateway = await with_a_server_that_works(here)
-    (name,) = here.pods(1, first=1)
+    (name,) = await spare_pods(here, gateway, 1)
     here.rooms.hold = asyncio.Event()
     start = asyncio.create_task(gateway.start())
     await until(lambda: name in [pod["metadata"]["name"] for pod in here.kube.bound()])
@@ -416,7 +423,7 @@ async def test_what_the_callers_answer_needs_is_made_while_the_pod_is_bound_and_
     here: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gateway = await with_a_server_that_works(here)
-    here.pods(1, first=1)
+    await spare_pods(here, gateway, 1)
     here.kube.hold_patch = asyncio.Event()
     order: list[str] = []
     patch = here.kube.json_patch
@@ -440,7 +447,7 @@ async def test_what_the_callers_answer_needs_is_made_while_the_pod_is_bound_and_
 
 async def test_a_room_that_fails_beside_its_bind_costs_one_pod_and_the_next_one_none(here: World) -> None:
     gateway = await with_a_server_that_works(here)
-    lost, kept = here.pods(2, first=1)
+    lost, kept = await spare_pods(here, gateway, 2)
     here.rooms.down = True
     for _ in range(3):
         assert (await gateway.start()).json()["code"] == "LIVEKIT_UNAVAILABLE"
@@ -454,7 +461,7 @@ async def test_a_room_that_fails_beside_its_bind_costs_one_pod_and_the_next_one_
 
 async def test_a_livekit_of_which_nothing_was_heard_for_a_while_comes_before_the_bind(here: World) -> None:
     gateway = await with_a_server_that_works(here, livekit_trusted_seconds=0.0)
-    here.pods(1, first=1)
+    await spare_pods(here, gateway, 1)
     here.rooms.down = True
     assert (await gateway.start()).json()["code"] == "LIVEKIT_UNAVAILABLE"
     await gateway.services.sessions.settled()
@@ -464,7 +471,7 @@ async def test_a_livekit_of_which_nothing_was_heard_for_a_while_comes_before_the
 async def test_a_bind_that_fails_beside_its_room_fails_as_it_did(here: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(patience, "JUST_STARTED_SECONDS", 0.0)
     gateway = await with_a_server_that_works(here)
-    here.pods(1, first=1)
+    await spare_pods(here, gateway, 1)
     here.rooms.hold = asyncio.Event()
     here.kube.before["patch"] = [Forbidden("no", status=403)]
     assert (await gateway.start()).json()["code"] == "CLUSTER_UNAVAILABLE"
@@ -474,7 +481,7 @@ async def test_a_bind_that_fails_beside_its_room_fails_as_it_did(here: World, mo
 
 async def test_a_room_that_is_not_made_in_time_leaves_no_bound_pod(here: World) -> None:
     gateway = await with_a_server_that_works(here, start_deadline_seconds=0.2)
-    (name,) = here.pods(1, first=1)
+    (name,) = await spare_pods(here, gateway, 1)
     here.rooms.hold = asyncio.Event()
     assert (await gateway.start()).json()["code"] == "DEADLINE_PASSED"
     await gateway.services.sessions.settled()

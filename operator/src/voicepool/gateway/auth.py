@@ -8,10 +8,10 @@ limit never is none; the folder is read again when it changes, so a key is added
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import hmac
 import logging
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Protocol
 
 from voicepool.gateway.errors import NotAllowed, Unauthenticated
+from voicepool.gateway.side_by_side import side_by_side
 from voicepool.gateway.view import PoolKey
 
 log = logging.getLogger("voicepool.gateway")
@@ -76,7 +77,7 @@ class Caller:
     async def usable(self, keys: Iterable[PoolKey]) -> list[PoolKey]:
         """Those of these pools that are in the caller's scope, in their order."""
         asked = list(keys)
-        answers = await asyncio.gather(*(self.scope.allows(*key) for key in asked))
+        answers = await side_by_side(self.scope.allows(*key) for key in asked)
         return [key for key, answer in zip(asked, answers, strict=True) if answer]
 
     async def require(self, namespace: str, pool: str) -> None:
@@ -159,12 +160,15 @@ class ApiKeys:
         self._seen = seen
 
     def _signature(self) -> tuple[tuple[str, int, int], ...]:
+        # At each request, hence without pathlib: it looks at each file twice.
         try:
-            files = sorted(path for path in self._folder.iterdir() if not path.name.startswith("."))
-            stats = [(path.name, path.stat()) for path in files if path.is_file()]
+            with os.scandir(self._folder) as entries:
+                files = sorted(
+                    (file.name, file.stat()) for file in entries if not file.name.startswith(".") and file.is_file()
+                )
         except OSError:
             return ()
-        return tuple((name, stat.st_mtime_ns, stat.st_ino) for name, stat in stats)
+        return tuple((name, stat.st_mtime_ns, stat.st_ino) for name, stat in files)
 
 
 def _parse(name: str, text: str) -> _Entry | None:

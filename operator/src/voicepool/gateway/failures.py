@@ -6,6 +6,7 @@ credential that was good at that address lately goes on being good, so that who 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import ipaddress
 from collections import OrderedDict
@@ -65,6 +66,7 @@ class Failures:
         return self._good.get(_mark(address, credential), float("-inf")) > self._monotonic()
 
 
+@functools.lru_cache(maxsize=MAX_ADDRESSES)
 def network(address: str) -> str:
     """What counts as one address: an IPv4 address, or an IPv6 network of 64 bits."""
     try:

@@ -30,13 +30,11 @@ class FirstSystemStart(BaseModel):
 @router.post("/start", responses=OF_A_START)
 async def start(
     request: Request,
-    services: Injected,
-    caller: Authenticated,
     body: StartBody | None = None,
     idempotency_key: IdempotencyKey = None,
 ) -> FirstSystemStart:
     """Start a session with a warm agent, as `POST /start` does."""
-    started = await routes.start(request, services, caller, body, idempotency_key=idempotency_key)
+    started = await routes.start(request, body, idempotency_key=idempotency_key)
     return FirstSystemStart(
         sessionId=started.session_id, url=started.url, token=started.token, roomName=started.room_name
     )

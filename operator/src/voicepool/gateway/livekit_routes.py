@@ -15,7 +15,7 @@ from voicepool.gateway.document import OF_A_START, OF_A_WEBHOOK
 from voicepool.gateway.errors import BadRequest, Unauthenticated
 from voicepool.gateway.livekit import LiveKitServer, agent_identity, caller_token
 from voicepool.gateway.requests import StartRequest
-from voicepool.gateway.routes import Authenticated, Injected, KeyFirst
+from voicepool.gateway.routes import Injected, KeyFirst, parts_of_start
 from voicepool.gateway.starting import IdempotencyKey, Traceparent, begin, choose
 from voicepool.gateway.view import PoolKey
 from voicepool.session_api import StartBody, TokenAnswer
@@ -107,14 +107,13 @@ class Heard(BaseModel):
 @router.post("/v1/{pool}/livekit/token", status_code=201, responses=OF_A_START)
 async def token(
     request: Request,
-    services: Injected,
-    caller: Authenticated,
     pool: str,
     body: TokenRequest | None = None,
     idempotency_key: IdempotencyKey = None,
     traceparent: Traceparent = None,
 ) -> TokenAnswer:
     """Start a session with a warm agent of this pool, in the words of LiveKit's standard token endpoint."""
+    services, caller = await parts_of_start(request)
     body = body or TokenRequest()
     choice = await choose(services, caller, StartBody(), pool)
     key = (choice.namespace, choice.pools[0])

@@ -52,6 +52,7 @@ from voicepool.gateway.metrics import GatewayMetrics
 from voicepool.gateway.options import GatewayOptions
 from voicepool.gateway.patience import Patience
 from voicepool.gateway.requests import Hold, Started, StartRequest, Trouble, words
+from voicepool.gateway.side_by_side import side_by_side
 from voicepool.gateway.view import ClusterView, PoolKey, is_live
 from voicepool.kube.api import PODS, Conflict, Json, KubeApi, KubeApiError, NotFound, pages
 from voicepool.model import LABEL_SESSION, PodFact, PoolFact
@@ -216,8 +217,6 @@ class Sessions:
         await self._deliverer.end(started.pod, started.session_id, "cancel")
 
     async def _fly(self, request: StartRequest) -> Started:
-        # The flight is registered right after this task is made; nothing of it runs before that.
-        await asyncio.sleep(0)
         flight = self._flights[request.keys, request.session_id]
         labels = request.key
         began = asyncio.get_running_loop().time()
@@ -468,7 +467,7 @@ class Sessions:
         offers: dict[str, _Offer] = {}
         problems: list[GatewayError] = []
         # Side by side, or each Secret that cannot be read would add its time.
-        for offer in await asyncio.gather(*map(self._offer, request.keys)):
+        for offer in await side_by_side(map(self._offer, request.keys)):
             if isinstance(offer, _Offer):
                 offers[offer.pool.name] = offer
                 continue

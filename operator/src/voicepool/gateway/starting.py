@@ -129,26 +129,24 @@ async def begin(request: Request, services: Services, caller: Caller, wanted: St
 
 async def _while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
     """Do the work, but cancel it when the client hangs up."""
-    task = asyncio.create_task(work)
-    gone = asyncio.create_task(_disconnected(request))
     try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            task.cancel()
-            # The answer goes nowhere; it only has to be one.
-            await asyncio.wait({task})
-        if task.cancelled():
-            raise BadRequest("The caller has gone.", status=499, code="CALLER_GONE")
-        return task.result()
-    finally:
-        gone.cancel()
-        if not task.done():
-            task.cancel()
+        async with asyncio.timeout(None) as connected:
+            watch = asyncio.create_task(_until_disconnected(request, connected))
+            try:
+                return await work
+            finally:
+                watch.cancel()
+    except TimeoutError:
+        if not connected.expired():
+            raise
+        # The answer goes nowhere; it only has to be one.
+        raise BadRequest("The caller has gone.", status=499, code="CALLER_GONE") from None
 
 
-async def _disconnected(request: Request) -> None:
+async def _until_disconnected(request: Request, connected: asyncio.Timeout) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
+    connected.reschedule(asyncio.get_running_loop().time())
 
 
 def _wait_seconds(services: Services, body: StartBody, prefer: str | None) -> float:

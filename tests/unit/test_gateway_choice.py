@@ -272,6 +272,14 @@ async def test_a_wish_that_cannot_be_understood_is_refused_in_words(here: World,
     assert (answer.status_code, answer.json()["code"]) == (400, "INVALID_REQUEST")
 
 
+async def test_a_query_that_names_no_pool_names_none(here: World) -> None:
+    pools(here, cpu="Queue")
+    agent(here, "cpu", 1)
+    client = (await here.gateway()).client
+    answer = await client.post("/start?pool=", json={"pools": ["cpu"]}, headers=AUTHORIZED)
+    assert answer.status_code == 200
+
+
 async def test_a_route_that_names_its_pool_takes_no_others(here: World) -> None:
     pools(here, gpu="Queue")
     client = (await here.gateway()).client

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from tests.unit.fakes import POOLS, pool_object
-from tests.unit.gateways import API_KEY, AUTHORIZED, SCOPED_KEY, World, hashed, settings, until, world
+from starlette.types import Message
+from tests.unit.fakes import NAMESPACE, POOL, POOLS, pool_object
+from tests.unit.gateways import API_KEY, AUTHORIZED, SCOPED_KEY, Gateway, World, hashed, settings, until, world
 
+from voicepool.gateway.app import create_app
 from voicepool.gateway.auth import Listed
 from voicepool.gateway.server import http_config
 
@@ -57,6 +60,46 @@ async def test_a_withdrawn_key_stops_working_and_a_new_one_works_without_a_resta
     assert (await client.post("/start", headers=AUTHORIZED)).status_code == 401
     (here.folder / "keys" / "fresh").write_text(hashed("another"))
     assert (await client.post("/start", headers={"X-API-Key": "another"})).status_code == 200
+
+
+async def test_what_is_no_file_in_the_folder_of_keys_is_no_key(here: World) -> None:
+    here.pool()
+    here.pods(1)
+    client = (await here.gateway()).client
+    (here.folder / "keys" / "..data").symlink_to("everything")
+    (here.folder / "keys" / "nowhere").symlink_to("gone")
+    (here.folder / "keys" / "folder").mkdir()
+    assert (await client.post("/start", headers=AUTHORIZED)).status_code == 200
+
+
+async def test_a_caller_who_hangs_up_leaves_the_queue(here: World) -> None:
+    here.pool()
+    gateway = await here.gateway()
+    come = iter([{"type": "http.request", "body": b""}])
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        for message in come:
+            return message
+        await until(lambda: waiting(gateway) == 1)
+        return {"type": "http.disconnect"}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/start", "raw_path": b"/start", "query_string": b""}
+    headers = [(name.lower().encode(), value.encode()) for name, value in AUTHORIZED.items()]
+    await create_app(gateway.services)(scope | {"headers": headers}, receive, send)
+    assert (sent[0]["status"], json.loads(sent[1]["body"])["code"]) == (499, "CALLER_GONE")
+    await until(lambda: waiting(gateway) == 0)
+    here.pods(1)
+    await until(lambda: gateway.services.view.warm((NAMESPACE, POOL)))
+    assert not here.kube.bound()
+
+
+def waiting(gateway: Gateway) -> float:
+    labels = {"namespace": NAMESPACE, "pool": POOL}
+    return gateway.services.metrics.registry.get_sample_value("voicepool_gateway_queue_waiters", labels) or 0.0
 
 
 async def test_a_key_is_good_for_its_pools_only(here: World) -> None:

@@ -404,7 +404,7 @@ async def with_a_server_that_works(here: World, **options: Any) -> Gateway:
 async def spare_pods(here: World, gateway: Gateway, count: int) -> list[str]:
     """Warm pods that the gateway has seen."""
     names = here.pods(count, first=1)
-    await until(lambda: len(gateway.services.view.warm((NAMESPACE, "demo"))) == count)
+    await until(lambda: len(gateway.services.view.warm((NAMESPACE, POOL))) == count)
     return names
 
 

@@ -28,7 +28,12 @@ CORS_HEADERS = ("Authorization", "Content-Type", "Idempotency-Key", "Prefer", "X
 def create_app(services: Services) -> FastAPI:
     """The application around the parts of a gateway."""
     app = FastAPI(
-        title="voicepool", version=__version__, summary="Starts sessions with warm voice agents.", redoc_url=None
+        title="voicepool",
+        version=__version__,
+        summary="Starts sessions with warm voice agents.",
+        redoc_url=None,
+        # A start's spans are the gateway's own (`tracing`); FastAPI would look at each request whether somebody wants its own, too.
+        telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     app.state.services = services
     errors.install(app)

@@ -48,9 +48,9 @@ class Choice:
     scope: str
     """The pool, or nothing where it may be one of several: one Idempotency-Key is one session within it."""
 
-    def session_id(self, caller: Caller, idempotency_key: str | None) -> str:
+    def session_id(self, caller: Caller, idempotency_key: str) -> str:
         """The id of a new session; the same for the same key of the same caller."""
-        if idempotency_key is None:
+        if not idempotency_key:
             return str(uuid.uuid4())
         # One caller's keys are not another's, and the same key means another session in another pool.
         parts = (caller.name, self.namespace, self.scope, idempotency_key)

@@ -31,7 +31,7 @@ class FirstSystemStart(BaseModel):
 async def start(
     request: Request,
     body: StartBody | None = None,
-    idempotency_key: IdempotencyKey = None,
+    idempotency_key: IdempotencyKey = "",
 ) -> FirstSystemStart:
     """Start a session with a warm agent, as `POST /start` does."""
     started = await routes.start(request, body, idempotency_key=idempotency_key)

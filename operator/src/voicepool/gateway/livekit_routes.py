@@ -109,8 +109,8 @@ async def token(
     request: Request,
     pool: str,
     body: TokenRequest | None = None,
-    idempotency_key: IdempotencyKey = None,
-    traceparent: Traceparent = None,
+    idempotency_key: IdempotencyKey = "",
+    traceparent: Traceparent = "",
 ) -> TokenAnswer:
     """Start a session with a warm agent of this pool, in the words of LiveKit's standard token endpoint."""
     services, caller = await parts_of_start(request)
@@ -136,7 +136,7 @@ async def token(
             attributes=body.participant_attributes or {},
         )
 
-    with services.tracing.request(request.scope["route"].path, traceparent) as span:
+    with services.tracing.request(request.scope["route"].path, traceparent or None) as span:
         span.note(pool=f"{key[0]}/{key[1]}")
         wanted = StartRequest(
             namespace=key[0],

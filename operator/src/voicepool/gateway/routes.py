@@ -91,15 +91,15 @@ async def parts_of_start(request: Request) -> tuple[Services, Caller]:
 async def start(
     request: Request,
     body: StartBody | None = None,
-    pool: Annotated[str | None, Query(max_length=317)] = None,
-    idempotency_key: IdempotencyKey = None,
-    prefer: Annotated[str | None, Header()] = None,
-    traceparent: Traceparent = None,
+    pool: Annotated[str, Query(max_length=317)] = "",
+    idempotency_key: IdempotencyKey = "",
+    prefer: Annotated[str, Header()] = "",
+    traceparent: Traceparent = "",
 ) -> Session:
     """Start a session with a warm agent of a pool: the one that is named, the best of several, the default one, or the only one."""
     services, caller = await parts_of_start(request)
     body = body or StartBody()
-    choice = await choose(services, caller, body, body.pool or body.agent_name or pool)
+    choice = await choose(services, caller, body, body.pool or body.agent_name or pool or None)
     return await start_session(request, services, caller, choice, body, idempotency_key, prefer, traceparent)
 
 
@@ -108,9 +108,9 @@ async def start_in_pool(
     request: Request,
     pool: str,
     body: StartBody | None = None,
-    idempotency_key: IdempotencyKey = None,
-    prefer: Annotated[str | None, Header()] = None,
-    traceparent: Traceparent = None,
+    idempotency_key: IdempotencyKey = "",
+    prefer: Annotated[str, Header()] = "",
+    traceparent: Traceparent = "",
 ) -> Session:
     """Start a session with a warm agent of this pool."""
     services, caller = await parts_of_start(request)

@@ -26,17 +26,17 @@ _WAIT = re.compile(r"(?:^|[,;\s])wait\s*=\s*(\d{1,4})(?:$|[,;\s])")
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}[!-~]{0,200}")
 
 
-def _if_traceparent(value: str | None) -> str | None:
-    return value if value and _TRACEPARENT.fullmatch(value) else None
+def _if_traceparent(value: str) -> str:
+    return value if _TRACEPARENT.fullmatch(value) else ""
 
 
-def _if_any(value: str | None) -> str | None:
-    return value if value and not value.isspace() else None
+def _if_any(value: str) -> str:
+    return "" if value.isspace() else value
 
 
-IdempotencyKey = Annotated[str | None, Header(max_length=255), AfterValidator(_if_any)]
+IdempotencyKey = Annotated[str, Header(max_length=255), AfterValidator(_if_any)]
 """Names the session: the same key from the same caller again gets the same agent. An empty one is none, or all who send it would share a session."""
-Traceparent = Annotated[str | None, Header(), AfterValidator(_if_traceparent)]
+Traceparent = Annotated[str, Header(), AfterValidator(_if_traceparent)]
 """A trace that the caller takes part in (W3C Trace Context). What is none is left out, as that says: it is no reason to refuse anybody."""
 
 
@@ -65,16 +65,16 @@ async def start_session(
     caller: Caller,
     choice: Choice,
     body: StartBody,
-    idempotency_key: str | None,
-    prefer: str | None,
-    traceparent: str | None,
+    idempotency_key: str,
+    prefer: str,
+    traceparent: str,
 ) -> Session:
     """Give a session of a pool its agent, and its caller a token for the room.
 
     Raises:
         GatewayError: with the words for the caller.
     """
-    with services.tracing.request(request.scope["route"].path, traceparent) as span:
+    with services.tracing.request(request.scope["route"].path, traceparent or None) as span:
         span.note(pool=",".join(f"{choice.namespace}/{name}" for name in choice.pools))
 
         @functools.cache
@@ -149,9 +149,9 @@ async def _until_disconnected(request: Request, connected: asyncio.Timeout) -> N
     connected.reschedule(asyncio.get_running_loop().time())
 
 
-def _wait_seconds(services: Services, body: StartBody, prefer: str | None) -> float:
+def _wait_seconds(services: Services, body: StartBody, prefer: str) -> float:
     options = services.options
-    match = _WAIT.search(prefer or "")
+    match = _WAIT.search(prefer)
     if match:
         return min(float(match[1]), options.max_joined_wait_seconds)
     return options.joined_wait_seconds if body.wait_for == "joined" else 0.0

@@ -75,6 +75,11 @@ def warm(number: int, **changes: Any) -> PodFact:
     return pod(number, **(ordinary | changes))
 
 
+def ready(number: int, **changes: Any) -> PodFact:
+    """One that can be bound."""
+    return warm(number, **({"agent_status_index": 0} | changes))
+
+
 def bound(number: int, **changes: Any) -> PodFact:
     ordinary = {"state": BindState.BOUND, "session": f"session-{number}", "owned": False, "ready": False}
     return warm(number, **(ordinary | changes))

@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from tests.unit.fakes import NAMESPACE, Agents, FakeKube, FakeRooms, pod_object, pool_object
+from tests.unit.fakes import NAMESPACE, POOL, Agents, FakeKube, FakeRooms, pod_object, pool_object
 
 from voicepool.gateway.app import create_app
 from voicepool.gateway.assignments import Signer
@@ -40,6 +40,11 @@ class Gateway:
         return await self.client.post(
             "/start", json={"transport": "livekit", **body}, headers=AUTHORIZED | (headers or {})
         )
+
+    def waiting(self, pool: str = POOL) -> float:
+        """How many callers its metrics show in a pool's queue."""
+        labels = {"namespace": NAMESPACE, "pool": pool}
+        return self.services.metrics.registry.get_sample_value("voicepool_gateway_queue_waiters", labels) or 0.0
 
 
 class World:

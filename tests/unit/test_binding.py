@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from tests.unit.facts import NOW, bound, pod, warm
+from tests.unit.facts import NOW, bound, pod, ready
 
 from voicepool.binding import (
     active_deadline_seconds,
@@ -17,10 +17,6 @@ from voicepool.binding import (
     take_over_patch,
 )
 from voicepool.model import Disruption, PodFact
-
-
-def ready(number: int, **changes: Any) -> PodFact:
-    return warm(number, **({"agent_status_index": 0} | changes))
 
 
 def patch_of(one: PodFact, **how: Any) -> list[dict[str, Any]]:

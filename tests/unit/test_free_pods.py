@@ -6,14 +6,10 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from tests.unit.facts import OLD, TEMPLATE, warm
+from tests.unit.facts import OLD, TEMPLATE, ready
 
 from voicepool.gateway.free_pods import FreePods
 from voicepool.model import Placement, PodFact
-
-
-def ready(number: int, **changes: Any) -> PodFact:
-    return warm(number, **({"agent_status_index": 0} | changes))
 
 
 def choice(free: FreePods, session: str = "s1", **how: Any) -> PodFact | None:

@@ -35,11 +35,6 @@ def agent(here: World, pool: str, number: int, *, ready: bool = True) -> str:
     return str(made["metadata"]["name"])
 
 
-def waiting(gateway: Gateway, pool: str) -> float:
-    labels = {"namespace": NAMESPACE, "pool": pool}
-    return gateway.services.metrics.registry.get_sample_value("voicepool_gateway_queue_waiters", labels) or 0.0
-
-
 async def test_the_first_pool_with_a_free_agent_wins(here: World) -> None:
     pools(here, gpu="Queue", cpu="Queue")
     agent(here, "cpu", 1)
@@ -85,10 +80,10 @@ async def test_a_caller_waits_in_all_queues_and_leaves_them_with_the_first_agent
     pools(here, gpu="Queue", cpu="Queue", tpu="Reject")
     gateway = await here.gateway()
     start = asyncio.create_task(gateway.start(pools=["gpu", "tpu", "cpu"]))
-    await until(lambda: waiting(gateway, "gpu") == waiting(gateway, "cpu") == 1)
+    await until(lambda: gateway.waiting("gpu") == gateway.waiting("cpu") == 1)
     agent(here, "cpu", 1)
     assert (await start).json()["agent"]["pool"] == "cpu"
-    assert waiting(gateway, "gpu") == waiting(gateway, "cpu") == 0
+    assert gateway.waiting("gpu") == gateway.waiting("cpu") == 0
     agent(here, "gpu", 2)
     assert (await gateway.start(pool="gpu")).json()["agent"]["pool"] == "gpu"
 
@@ -97,10 +92,10 @@ async def test_a_caller_who_hangs_up_leaves_all_queues(here: World) -> None:
     pools(here, gpu="Queue", cpu="Queue")
     gateway = await here.gateway()
     start = asyncio.create_task(gateway.start(pools=BOTH))
-    await until(lambda: waiting(gateway, "gpu") == waiting(gateway, "cpu") == 1)
+    await until(lambda: gateway.waiting("gpu") == gateway.waiting("cpu") == 1)
     start.cancel()
     await asyncio.gather(start, return_exceptions=True)
-    await until(lambda: waiting(gateway, "gpu") == waiting(gateway, "cpu") == 0)
+    await until(lambda: gateway.waiting("gpu") == gateway.waiting("cpu") == 0)
     assert not here.kube.bound()
 
 
@@ -108,7 +103,7 @@ async def test_no_pod_is_started_while_the_caller_may_wait(here: World) -> None:
     pools(here, gpu="ColdStart", cpu="Queue")
     gateway = await here.gateway()
     start = asyncio.create_task(gateway.start(pools=BOTH))
-    await until(lambda: waiting(gateway, "cpu") == 1)
+    await until(lambda: gateway.waiting("cpu") == 1)
     assert not here.kube.pods()
     await until(here.kube.pods)
     (pod,) = here.kube.pods()
@@ -309,9 +304,9 @@ async def test_a_keys_many_callers_do_not_starve_another_keys_one(here: World) -
     here.kube.edit(POOLS, "gpu", {"spec": {"onEmpty": {"timeoutSeconds": 30}}})
     gateway, headers = await two_keys(here)
     crowd = [asyncio.create_task(gateway.start(headers["crowd"], pool="gpu")) for _ in range(20)]
-    await until(lambda: waiting(gateway, "gpu") == 20)
+    await until(lambda: gateway.waiting("gpu") == 20)
     lonely = asyncio.create_task(gateway.start(headers["lonely"], pool="gpu"))
-    await until(lambda: waiting(gateway, "gpu") == 21)
+    await until(lambda: gateway.waiting("gpu") == 21)
     for number in range(2):
         agent(here, "gpu", number)
     assert (await lonely).status_code == 200
@@ -328,7 +323,7 @@ async def test_a_full_queue_refuses_and_makes_room_for_another_key(here: World) 
     crowd = []
     for number in range(3):
         crowd.append(asyncio.create_task(gateway.start(headers["crowd"], pool="gpu")))
-        await until(lambda number=number: waiting(gateway, "gpu") == number + 1)
+        await until(lambda number=number: gateway.waiting("gpu") == number + 1)
     refused = await gateway.start(headers["crowd"], pool="gpu")
     assert (refused.status_code, refused.json()["code"]) == (429, "QUEUE_FULL")
     assert 1 <= int(refused.headers["Retry-After"]) <= 60

@@ -13,7 +13,7 @@ import httpx
 import pytest
 from starlette.types import Message
 from tests.unit.fakes import NAMESPACE, POOL, POOLS, pool_object
-from tests.unit.gateways import API_KEY, AUTHORIZED, SCOPED_KEY, Gateway, World, hashed, settings, until, world
+from tests.unit.gateways import API_KEY, AUTHORIZED, SCOPED_KEY, World, hashed, settings, until, world
 
 from voicepool.gateway.app import create_app
 from voicepool.gateway.auth import Listed
@@ -81,7 +81,7 @@ async def test_a_caller_who_hangs_up_leaves_the_queue(here: World) -> None:
     async def receive() -> Message:
         for message in come:
             return message
-        await until(lambda: waiting(gateway) == 1)
+        await until(lambda: gateway.waiting() == 1)
         return {"type": "http.disconnect"}
 
     async def send(message: Message) -> None:
@@ -91,15 +91,10 @@ async def test_a_caller_who_hangs_up_leaves_the_queue(here: World) -> None:
     headers = [(name.lower().encode(), value.encode()) for name, value in AUTHORIZED.items()]
     await create_app(gateway.services)(scope | {"headers": headers}, receive, send)
     assert (sent[0]["status"], json.loads(sent[1]["body"])["code"]) == (499, "CALLER_GONE")
-    await until(lambda: waiting(gateway) == 0)
+    await until(lambda: gateway.waiting() == 0)
     here.pods(1)
     await until(lambda: gateway.services.view.warm((NAMESPACE, POOL)))
     assert not here.kube.bound()
-
-
-def waiting(gateway: Gateway) -> float:
-    labels = {"namespace": NAMESPACE, "pool": POOL}
-    return gateway.services.metrics.registry.get_sample_value("voicepool_gateway_queue_waiters", labels) or 0.0
 
 
 async def test_a_key_is_good_for_its_pools_only(here: World) -> None:

@@ -180,14 +180,7 @@ async def test_those_who_wait_are_served_first_come_first_served(here: World) ->
     starts = []
     for number in range(3):
         starts.append(asyncio.create_task(gateway.start(sessionId=f"caller-{number}")))
-        await until(
-            lambda number=number: (
-                gateway.services.metrics.registry.get_sample_value(
-                    "voicepool_gateway_queue_waiters", {"namespace": "calls", "pool": POOL}
-                )
-                == number + 1
-            )
-        )
+        await until(lambda number=number: gateway.waiting() == number + 1)
     for number in range(3):
         here.pods(1, first=number)
         answer = await starts[number]
@@ -572,14 +565,7 @@ async def test_a_caller_who_leaves_the_queue_takes_no_pod(here: World) -> None:
     here.pool()
     gateway = await here.gateway()
     start = asyncio.create_task(gateway.start())
-    await until(
-        lambda: (
-            gateway.services.metrics.registry.get_sample_value(
-                "voicepool_gateway_queue_waiters", {"namespace": "calls", "pool": POOL}
-            )
-            == 1
-        )
-    )
+    await until(lambda: gateway.waiting() == 1)
     start.cancel()
     await asyncio.gather(start, return_exceptions=True)
     here.pods(1)

@@ -71,11 +71,6 @@ class Here:
     def client(self, **more: Any) -> AsyncVoicepool:
         return AsyncVoicepool(self.way.address, **{"api_key": API_KEY, **more})
 
-    def waiting(self) -> float:
-        labels = {"namespace": NAMESPACE, "pool": "demo"}
-        registry = self.gateway.services.metrics.registry
-        return registry.get_sample_value("voicepool_gateway_queue_waiters", labels) or 0.0
-
     def body_of(self, session: Session) -> Any:
         (agent,) = self.world.agents.with_session(session.session_id)
         return agent.claims[0]["body"]
@@ -277,12 +272,12 @@ async def test_without_retries_a_refusal_is_told_as_it_comes_and_a_start_has_no_
 async def test_a_caller_who_gives_up_leaves_the_queue(here: Here, how: str) -> None:
     async with here.client(timeout_seconds=0.5 if how == "time" else 20) as voicepool:
         start = asyncio.create_task(voicepool.start("demo"))
-        await until(here.waiting)
+        await until(here.gateway.waiting)
         if how == "cancel":
             start.cancel()
         with pytest.raises(Timeout if how == "time" else asyncio.CancelledError):
             await start
-        await until(lambda: not here.waiting())
+        await until(lambda: not here.gateway.waiting())
     assert len(here.way.requests) == 1
 
 
@@ -462,7 +457,7 @@ async def test_a_thread_is_told_when_its_time_is_up(here: Here) -> None:
             voicepool.start("demo", timeout_seconds=0.5)
 
     await asyncio.to_thread(call)
-    await until(lambda: not here.waiting())
+    await until(lambda: not here.gateway.waiting())
 
 
 def test_the_client_without_async_is_made_from_the_one_with_it() -> None:

@@ -66,13 +66,18 @@ class Failures:
         return self._good.get(_mark(address, credential), float("-inf")) > self._monotonic()
 
 
-@functools.lru_cache(maxsize=MAX_ADDRESSES)
 def network(address: str) -> str:
     """What counts as one address: an IPv4 address, or an IPv6 network of 64 bits."""
+    # No address is longer; what a proxy was told instead of one may be, and is not to be remembered whole.
+    return _network(address[:64])
+
+
+@functools.lru_cache(maxsize=MAX_ADDRESSES)
+def _network(address: str) -> str:
     try:
         read = ipaddress.ip_address(address)
     except ValueError:
-        return address[:64]
+        return address
     if isinstance(read, ipaddress.IPv4Address):
         return str(read)
     if read.ipv4_mapped is not None:

@@ -83,7 +83,7 @@ Authenticated = Annotated[Caller, Depends(authenticated)]
 
 
 async def parts_of_start(request: Request) -> tuple[Services, Caller]:
-    """Both without FastAPI's dependencies, which take a tenth of a millisecond for them: whoever starts a session waits for an agent to speak."""
+    """What starts a session, and for whom; not as FastAPI's dependencies, which take a tenth of a millisecond for the two while the caller waits."""
     return await services_of(request), await authenticated(request)
 
 

@@ -90,7 +90,11 @@ LOST_TWICE = [("warm", 0), ("warm", 1), ("take", 0), ("take", 1)]
 LOST_TWICE += [("lose", 0), ("wait", 40), ("lose", 1), ("wait", 40), ("lose", 0), ("wait", 90)]
 
 
+LOST_WHEN_GONE = [("for a session", 0), ("take", 1), ("gone", 0), ("lose", 0), ("gone", 0), ("for a session", 0)]
+
+
 @example(LOST_TWICE)
+@example(LOST_WHEN_GONE)
 @given_these(st.lists(STEPS, min_size=30, max_size=60))
 def test_free_is_what_is_warm_and_neither_reserved_nor_lost(steps: list[tuple[str, int]]) -> None:
     view, now = ClusterView(), 0.0
@@ -115,11 +119,13 @@ def test_free_is_what_is_warm_and_neither_reserved_nor_lost(steps: list[tuple[st
     for what, number in steps:
         if what in STATES or what == "gone":
             pod = STATES.get(what, STATES["warm"])(number % 4)
+            # That a pod is gone is told once.
+            told = what != "gone" or pod.uid in {known.uid for known in view.pods(KEY)}
             if what == "gone":
                 view.pod_gone(pod.namespace, pod.name)
             else:
                 view.pod_seen(pod)
-            if pod.uid not in view.warm(KEY):
+            if told and pod.uid not in view.warm(KEY):
                 # What was remembered of it has come true.
                 reserved.discard(pod.uid)
                 lost.pop(pod.uid, None)

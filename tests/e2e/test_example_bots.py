@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import aiohttp
 import pytest
 from tests.e2e.caller import Caller
-from tests.e2e.conversation import call
+from tests.e2e.conversation import call, story_of
 from tests.e2e.deployment import Deployment, Json, own_address
 from tests.e2e.pools import MakePool, light, until_over, until_state
 from tests.e2e.providers import FunctionCall, Providers
@@ -82,9 +82,10 @@ def visit(deployment: Deployment, make_pool: MakePool, speech: Speech) -> Call:
 
             ended = await until_over(deployment, pod["metadata"]["name"])
             record = await deployment.session(pool, session)
-            assert ended["status"]["phase"] == "Succeeded"
-            assert record.summary is not None
-            assert (record.summary["reason"], record.summary["errors"]) == (ends, [])
+            told = f"{ended['status']}\n{record}\n{await story_of(deployment, session)}"
+            assert ended["status"]["phase"] == "Succeeded", told
+            assert record.summary is not None, told
+            assert (record.summary["reason"], record.summary["errors"]) == (ends, []), told
 
     return visit
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 from unittest.mock import patch
 
-from voicepool import controller, plan
+from voicepool import controller, plan, status_keeper
 from voicepool.budgets import BudgetKeeper
 from voicepool.controller import Controller
 from voicepool.gateway.allocator import Allocator
@@ -68,7 +68,7 @@ def _clocks_that_are_believed() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _status_at_any_price() -> Iterator[None]:
-    with patch.object(controller, "STATUS_INTERVAL_MAX_SECONDS", controller.STATUS_INTERVAL_SECONDS):
+    with patch.object(status_keeper, "STATUS_INTERVAL_MAX_SECONDS", status_keeper.STATUS_INTERVAL_SECONDS):
         yield
 
 

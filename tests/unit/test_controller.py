@@ -16,6 +16,7 @@ from tests.unit.api_server import ApiServer, until
 
 from voicepool import controller as controller_module
 from voicepool import queue as queue_module
+from voicepool import status_keeper as status_keeper_module
 from voicepool import template_check
 from voicepool.controller import WRITES_IN_A_TURN, Controller, ControllerSettings
 from voicepool.copies import PoolStore, budget_informer, pod_informer
@@ -45,7 +46,7 @@ DEMO = {"namespace": "calls", "pool": "demo"}
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(controller_module, "STATUS_INTERVAL_SECONDS", 0.001)
+    monkeypatch.setattr(status_keeper_module, "STATUS_INTERVAL_SECONDS", 0.001)
     monkeypatch.setattr(queue_module, "RETRY_FIRST_SECONDS", 0.001)
 
 
@@ -673,7 +674,7 @@ async def test_a_session_is_counted_once_when_the_answer_to_the_status_is_lost(
             await until(lambda looked=looked: it.value("voicepool_reconcile_seconds_count", outcome="ok") > looked + 1)
             assert it.status()["sessions"]["started"] == count
         assert next(losses, None) is None, "no answer was lost"
-        await until(lambda: not it.controller._session_counts.waits(KEY))
+        await until(lambda: not it.controller._statuses._counts.waits(KEY))
 
 
 async def test_a_session_that_is_counted_while_the_status_is_in_doubt_is_not_forgotten(server: ApiServer) -> None:
@@ -1006,3 +1007,59 @@ async def test_a_pool_of_the_same_name_is_not_given_the_status_of_the_one_before
         it.become_warm(server.names(PODS)[0])
         await until(lambda: it.value("voicepool_write_conflicts_total", operation="status") >= 1)
         await until(lambda: it.status().get("replicas") == 1)
+
+
+class _Unanswered:
+    """Holds back the answers to writes of a status, which are stored at once."""
+
+    def __init__(self, server: ApiServer, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.asked = asyncio.Event()
+        self.answer = asyncio.Event()
+        self.answered = asyncio.Event()
+        self._merge_patch = server.merge_patch
+        monkeypatch.setattr(server, "merge_patch", self._patch)
+
+    async def _patch(self, *about: Any, **options: Any) -> Json:
+        stored = await self._merge_patch(*about, **options)
+        self.asked.set()
+        await self.answer.wait()
+        self.answered.set()
+        return stored
+
+
+async def test_no_caller_waits_for_a_status(server: ApiServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    put_pool(server)
+    status = _Unanswered(server, monkeypatch)
+    async with running(server) as it:
+        await status.asked.wait()
+        first, second = server.names(PODS)
+        it.become_warm(first)
+        it.become_warm(second)
+        server.change(PODS, first, metadata={"labels": {"voicepool.dev/state": "bound"}})
+        await until(lambda: len(server.names(PODS)) == 3)
+        assert not status.answered.is_set()
+        status.answer.set()
+        await until(lambda: it.status().get("sessions", {}).get("started") == 1)
+        await until(lambda: it.status().get("boundReplicas") == 1)
+        assert it.value("voicepool_write_conflicts_total", operation="status") == 0
+
+
+async def test_what_was_counted_of_a_pool_that_is_gone_is_not_taken_from_its_successor(
+    server: ApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_pool(server)
+    async with running(server) as it:
+        await until(lambda: it.status().get("replicas") == 2)
+        status = _Unanswered(server, monkeypatch)
+        server.change(PODS, server.names(PODS)[0], metadata={"labels": {"voicepool.dev/state": "bound"}})
+        await status.asked.wait()
+        gone = server.objects[("voiceagentpools", "calls", "demo")]["metadata"]["uid"]
+        server.vanish(POOLS, "demo")
+        it.controller.pool_deleted(KEY, gone)
+        await until(lambda: it.value("voicepool_pods", **DEMO, state="bound") == 0)
+        put_pool(server)
+        it.show()
+        await until(lambda: it.value("voicepool_pods", **DEMO, state="bound") == 1)
+        it.controller._statuses.count(KEY, "started")
+        status.answer.set()
+        await until(lambda: it.status().get("sessions", {}).get("started") == 1)

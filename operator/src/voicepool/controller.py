@@ -1,10 +1,9 @@
-"""Does what ``plan()`` decided: takes a pool from the queue, plans, creates and deletes, writes the status.
+"""Does what ``plan()`` decided: takes a pool from the queue, plans, creates and deletes, and has the status written.
 
 :meth:`Controller.watch` writes nothing and runs everywhere, :meth:`Controller.work` runs where the Lease is.
 Invariants: it decides nothing by itself; every delete carries the preconditions of its plan, and a create or
 delete that lost a race is dropped quietly, since the next look sees what happened; its own writes are in the pods' copy before the pool is
-planned again; the status is written only when it changed, in the version of the pool that it was made from, and not more often than every
-:data:`STATUS_INTERVAL_SECONDS` for one pool.
+planned again, and those of a status in the pools' copy before the next one (:class:`voicepool.status_keeper.StatusKeeper`).
 """
 
 from __future__ import annotations
@@ -13,10 +12,9 @@ import asyncio
 import dataclasses
 import logging
 import random
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
 from voicepool.agents import AgentStatus
 from voicepool.binding import drain_patch, take_over_patch
@@ -28,7 +26,6 @@ from voicepool.events import (
     Happening,
     Kind,
     Note,
-    condition_notes,
     deadline_note,
     happenings,
     is_hit,
@@ -71,16 +68,12 @@ from voicepool.pool_watch import PoolWatch
 from voicepool.queue import KeyedQueue
 from voicepool.reaper import Reaper
 from voicepool.recorder import EventRecorder
-from voicepool.session_counts import Count, SessionCounts
-from voicepool.sizing import service_times
+from voicepool.status_keeper import StatusKeeper
 from voicepool.template_check import TemplateCheck
 from voicepool.webhooks import Webhooks, recent
 
 logger = logging.getLogger(__name__)
 
-STATUS_INTERVAL_SECONDS = 1.0
-STATUS_INTERVAL_MAX_SECONDS = 300.0
-"""Where somebody else writes another status each time: the interval doubles up to this."""
 LOOK_AGAIN_SECONDS = 0.2
 """How long a change of a pod may wait that asks for no pod to be created: it shows in the status, or lets a rollout go on."""
 LIST_AGAIN_SECONDS = 2.0
@@ -106,17 +99,6 @@ class ControllerSettings:
     parallel_writes: int = 16
     resync_seconds: float = 60.0
     orphan_retention_seconds: int = 300
-
-
-@dataclass(frozen=True, slots=True)
-class _StatusWrite:
-    """The last time we wrote a pool's status."""
-
-    at: float
-    interval_seconds: float
-    """How long we had waited since the one before, at least."""
-    status: Json | None
-    """None where it is not known whether it was stored."""
 
 
 class Controller:
@@ -172,7 +154,6 @@ class Controller:
         """Pods that are not warm yet, by uid, and when we asked for them."""
         self._templates = TemplateCheck(api, pod_settings)
         self._used_numbers: dict[Key, UsedNumbers] = {}
-        self._status_writes: dict[Key, _StatusWrite] = {}
         self._seen: set[Key] = set()
         self._doubtful: set[Key] = set()
         """Pools of which somebody else has deleted an unbound pod: perhaps they are not what our copy says."""
@@ -183,7 +164,17 @@ class Controller:
         self._pool_watch = PoolWatch(lambda: asyncio.get_running_loop().time())
         self._budgets = BudgetKeeper(api, budgets, metrics, self._add)
         self._reaper = Reaper(pods, ask_agent, self._reap) if ask_agent is not None else None
-        self._session_counts = SessionCounts()
+        self._statuses = StatusKeeper(
+            api,
+            pods,
+            pools,
+            metrics,
+            workers=self._settings.workers,
+            look_again=self.queue.add_after,
+            pool_read=self.pool_changed,
+            tell=self._tell,
+            may_write=may_write,
+        )
         self._reaped: set[str] = set()
         """Pods by uid whose agent never got its session, and which we delete."""
         pods.handlers.append(self._pod_changed)
@@ -236,6 +227,7 @@ class Controller:
                     for happening in recent(self._pods, self._now()):
                         self._webhooks.tell(happening)
                     group.create_task(self._webhooks.run())
+                group.create_task(self._statuses.run())
                 group.create_task(self._when_budgets_are_known())
                 if self._reaper is not None:
                     group.create_task(self._reaper.run())
@@ -250,8 +242,7 @@ class Controller:
             self._seen.clear()
             self._asked_for_at.clear()
             self._used_numbers.clear()
-            self._session_counts.clear()
-            self._status_writes.clear()
+            self._statuses.clear()
             self._doubtful.clear()
             self._deleted.clear()
 
@@ -381,7 +372,7 @@ class Controller:
         # Callers wait for what is created, nobody for what is deleted.
         failures += await self._create_all(pool, template, decided.creates[:WRITES_IN_A_TURN])
         failures += await self._delete_all(pool.namespace, pool.name, decided.deletes[:WRITES_IN_A_TURN])
-        await self._write_status(pool, decided.status)
+        self._statuses.want(pool, decided.status)
         if failures:
             raise failures[0]
         if max(len(decided.deletes), len(decided.creates)) > WRITES_IN_A_TURN:
@@ -500,71 +491,6 @@ class Controller:
         if failures:
             raise failures[0]
 
-    async def _write_status(self, pool: PoolFact, status: Json) -> None:
-        key = (pool.namespace, pool.name)
-        counted = self._session_counts.to_send(pool)
-        if not counted and _shows(pool.status, status):
-            return
-        time = asyncio.get_running_loop().time()
-        last = self._status_writes.get(key)
-        interval_seconds = STATUS_INTERVAL_SECONDS
-        if last is not None:
-            if last.status is not None and not _shows(pool.status, last.status):
-                # Somebody else works on this pool from another view. Which of them is right, the next list tells; until then neither writes often.
-                interval_seconds = min(2 * last.interval_seconds, STATUS_INTERVAL_MAX_SECONDS)
-            left_seconds = last.at + interval_seconds - time
-            if left_seconds > 0:
-                self.queue.add_after(key, left_seconds)
-                return
-        self._status_writes[key] = _StatusWrite(time, interval_seconds, None)
-        wanted = status
-        if counted:
-            wanted = {**status, "sessions": self._sessions_told(pool, self._session_counts.send(pool, counted))}
-        try:
-            stored = await self._api.merge_patch(
-                POOLS,
-                pool.namespace,
-                pool.name,
-                # In this version only: a uid does not guard a status, and sessions are counted on from what was read.
-                {"metadata": {"resourceVersion": pool.resource_version}, "status": wanted},
-                subresource="status",
-            )
-        except NotFound:
-            return
-        except Conflict:
-            self._metrics.conflicts.labels("status").inc()
-            if last is not None:
-                self._status_writes[key] = dataclasses.replace(last, at=time)
-            await self._read_pool(key)
-            return
-        self._status_writes[key] = _StatusWrite(time, interval_seconds, status)
-        self._metrics.status_writes.labels(pool.namespace, pool.name).inc()
-        self._session_counts.stored(key, counted)
-        if self._session_counts.waits(key):
-            # It happened since these were first sent.
-            self.queue.add(key)
-        for note in condition_notes(pool.status, status):
-            self._tell(pool, note)
-        newer = pool_from_json(stored)
-        if newer is not None:
-            self._pools.apply(newer)
-
-    def _sessions_told(self, pool: PoolFact, counts: Mapping[Count, int]) -> Json:
-        sessions: Json = dict(counts.items())
-        if sessions["started"]:
-            sessions["hitPercent"] = 100 * sessions["hits"] // sessions["started"]
-        pods = self._pods.by(BY_POOL, (pool.namespace, pool.name))
-        return sessions | service_times(pods, pool.spec.startup.deadline_seconds)
-
-    async def _read_pool(self, key: Key) -> None:
-        """Take the pool over as it is now, without waiting for a watch that may have missed it."""
-        try:
-            newer = pool_from_json(await self._api.get(POOLS, *key))
-        except NotFound:
-            return
-        if newer is not None:
-            self.pool_changed(newer)
-
     async def _clean_up_after(self, key: Key) -> None:
         """The pool is gone. Its unbound pods go with it, its bound pods go on, some with a limit; what has ended is kept for a while."""
         namespace, name = key
@@ -572,8 +498,7 @@ class Controller:
             self._seen.discard(key)
             self._templates.forget(key)
             self._used_numbers.pop(key, None)
-            self._status_writes.pop(key, None)
-            self._session_counts.forget(key)
+            self._statuses.forget(key)
             self._doubtful.discard(key)
             self._metrics.forget(namespace, name)
         pods = self._pods.by(BY_POOL, key)
@@ -685,9 +610,9 @@ class Controller:
                 for phase, phase_seconds in startup_phases_seconds(pod).items():
                     self._metrics.startup_phase_seconds.labels(*pool, phase).observe(phase_seconds)
             case Kind.SESSION_STARTED:
-                self._session_counts.count(pool, "started")
+                self._statuses.count(pool, "started")
                 if is_hit(pod):
-                    self._session_counts.count(pool, "hits")
+                    self._statuses.count(pool, "hits")
                 self._metrics.sessions_started.labels(*pool).inc()
                 if pod.waited_seconds is not None:
                     self._metrics.session_waited_seconds.labels(*pool).observe(pod.waited_seconds)
@@ -695,10 +620,10 @@ class Controller:
                     self._metrics.event_lag_seconds.observe(max(0.0, (self._now() - pod.bound_at).total_seconds()))
             case Kind.SESSION_ENDED | Kind.SESSION_UNDELIVERED:
                 ended = happening.kind is Kind.SESSION_ENDED
-                self._session_counts.count(pool, "ended" if ended else "undelivered")
+                self._statuses.count(pool, "ended" if ended else "undelivered")
                 self._metrics.sessions_ended.labels(*pool, happening.reason).inc()
             case Kind.SESSION_DROPPED:
-                self._session_counts.count(pool, "dropped")
+                self._statuses.count(pool, "dropped")
                 self._metrics.sessions_dropped.labels(*pool, happening.reason).inc()
             case Kind.START_FAILED:
                 self._metrics.start_failures.labels(*pool, happening.reason).inc()
@@ -714,10 +639,6 @@ class Controller:
     def _tell(self, pool: PoolFact, note: Note) -> None:
         if self._recorder is not None:
             self._recorder.note(pool, note)
-
-
-def _shows(status: Mapping[str, Any], wanted: Json) -> bool:
-    return all(status.get(field) == value for field, value in wanted.items())
 
 
 def _was_taken_away(old: PodFact, new: PodFact | None) -> bool:

@@ -688,6 +688,7 @@ async def test_a_session_that_is_counted_while_the_status_is_in_doubt_is_not_for
         server.change(PODS, second, metadata={"labels": {"voicepool.dev/state": "bound"}})
         await until(lambda: not server.failures["status"])
         await until(lambda: it.status().get("sessions", {}).get("started") == 2)
+        assert it.value("voicepool_status_writes_total", **DEMO, outcome="failed") == 6
 
 
 async def test_an_event_that_cannot_be_written_stops_nothing(server: ApiServer) -> None:

@@ -62,7 +62,12 @@ class OperatorMetrics:
             ("operation",),
             registry=registry,
         )
-        self.status_writes = Counter("voicepool_status_writes", "Writes of a pool's status.", pool, registry=registry)
+        self.status_writes = Counter(
+            "voicepool_status_writes",
+            "Writes of a pool's status: stored (ok), or not, for another reason than a conflict (failed).",
+            (*pool, "outcome"),
+            registry=registry,
+        )
         self.reconcile_seconds = Histogram(
             "voicepool_reconcile_seconds",
             "Time from taking a pool up to having done what its plan says.",

@@ -124,6 +124,7 @@ class StatusKeeper:
             except KubeApiError as error:
                 wait_seconds = error.retry_after_seconds if isinstance(error, TooManyRequests) else 0.0
                 self._look_again(key, max(wait_seconds, STATUS_INTERVAL_SECONDS))
+                self._metrics.status_writes.labels(*key, "failed").inc()
                 logger.warning(
                     "could not write the pool's status, trying again",
                     extra={
@@ -180,7 +181,7 @@ class StatusKeeper:
         if self._writes.get(key) is not this:
             return  # the pool is gone by now, and what was counted of it is forgotten
         self._writes[key] = _Write(time, interval_seconds, status)
-        self._metrics.status_writes.labels(pool.namespace, pool.name).inc()
+        self._metrics.status_writes.labels(*key, "ok").inc()
         self._counts.stored(key, counted)
         for note in condition_notes(pool.status, status):
             self._tell(pool, note)

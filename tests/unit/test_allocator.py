@@ -10,17 +10,13 @@ import pytest
 from hypothesis import example
 from hypothesis import given as given_these
 from hypothesis import strategies as st
-from tests.unit.facts import bound, ended, pool, warm
+from tests.unit.facts import bound, ended, pool, ready
 
 from voicepool.gateway.allocator import LOST_SECONDS, Allocator
 from voicepool.gateway.view import ClusterView
 from voicepool.model import PodFact
 
 KEY = ("calls", "demo")
-
-
-def ready(number: int, node: str) -> PodFact:
-    return warm(number, node=node, agent_status_index=0)
 
 
 @pytest.fixture
@@ -40,7 +36,7 @@ def given(allocator: Allocator, count: int) -> Counter[str | None]:
 
 def test_a_nodes_calls_are_counted_from_the_bind_to_the_end(view: ClusterView) -> None:
     for seen, expected in (
-        (ready(1, "a"), {}),
+        (ready(1, node="a"), {}),
         (bound(1, node="a"), {"a": 1}),
         (bound(1, node="a", resource_version="900"), {"a": 1}),
         (ended(1, 1, node="a"), {}),
@@ -60,27 +56,27 @@ def test_a_pod_that_is_gone_has_no_call(view: ClusterView) -> None:
 
 def test_packed_goes_on_where_calls_are(view: ClusterView) -> None:
     for number in range(6):
-        view.pod_seen(ready(number, "ab"[number % 2]))
+        view.pod_seen(ready(number, node="ab"[number % 2]))
     view.pod_seen(bound(9, node="b"))
     assert given(allocator(view), 1) == {"b": 1}
 
 
 def test_spread_counts_what_it_is_about_to_bind(view: ClusterView) -> None:
     for number in range(18):
-        view.pod_seen(ready(number, "abc"[number % 3]))
+        view.pod_seen(ready(number, node="abc"[number % 3]))
     view.pod_seen(bound(18, node="a"))
     assert given(allocator(view, placement="Spread"), 2) == {"b": 1, "c": 1}
 
 
 def test_a_pool_that_is_not_known_yet_is_packed(view: ClusterView) -> None:
-    view.pod_seen(ready(1, "a"))
+    view.pod_seen(ready(1, node="a"))
     assert given(Allocator(view, monotonic=lambda: 0.0, identity="one"), 2) == {"a": 1}
 
 
 STATES = {
-    "warm": lambda number: ready(number, "ab"[number % 2]),
-    "for a session": lambda number: replace(ready(number, "a"), cold_start="s-1"),
-    "not ready": lambda number: replace(ready(number, "a"), ready=False),
+    "warm": lambda number: ready(number, node="ab"[number % 2]),
+    "for a session": lambda number: replace(ready(number, node="a"), cold_start="s-1"),
+    "not ready": lambda number: replace(ready(number, node="a"), ready=False),
     "bound": lambda number: bound(number, node="a"),
 }
 STEPS = st.tuples(st.sampled_from([*STATES, "gone", "take", "take", "release", "lose", "wait"]), st.integers(0, 99))
